@@ -18,6 +18,9 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+# Figures are files.  A backend that this installation lacks, such as that of a notebook from which
+# the command is called, would end a study when its report is drawn.
+os.environ["MPLBACKEND"] = "agg"
 
 # Commands import slow modules such as torch and Prefect when they run, so that --help is fast.
 from flows.checks.finished_run import RunArgument, finished_run

@@ -107,9 +107,10 @@ class Run(StoredRun):
         self._require_property(prop)
         _require_layer(layer, self.probe_inputs)
         group = self.open(f"probes/{layer}", require_complete=False)
-        if step not in group.step.values:
+        is_number = isinstance(step, (int, np.integer)) and not isinstance(step, bool)
+        if not is_number or step not in group.step.values:
             raise UserError(
-                f"step: {step} is not in the run. Fix: choose a step from 1 to {len(group.step)}"
+                f"step: {step!r} is not in the run. Fix: choose a step from 1 to {len(group.step)}"
             )
         if self.progress.is_done("probed", step - 1, self.probe_inputs.index(layer)):
             # The unit of work that fits this probe is complete, so all its chunks must exist.
@@ -202,7 +203,7 @@ class Run(StoredRun):
         from ldmprobe.tokens import TokenStream
 
         _require_layer(layer, self.layers)
-        chosen = [steps] if isinstance(steps, int) else steps
+        chosen = [int(steps)] if isinstance(steps, (int, np.integer)) else steps
         return TokenStream(self, layer, chosen, split, batch, seed, buffer)
 
     def export_scores(self, path: str | Path) -> None:

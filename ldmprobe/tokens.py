@@ -154,17 +154,28 @@ def _samples_of(run: Run, split: str) -> list[int]:
 def _step_rows(last: int, steps: Sequence[int] | None) -> list[int]:
     """Return the indices of the chosen steps along the dimension ``step``."""
     every = range(1, last + 1)
-    chosen = list(every if steps is None else steps)
-    if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(every):
+    chosen = every if steps is None else steps
+    is_list = isinstance(chosen, (Sequence, np.ndarray)) and np.ndim(chosen) == 1
+    if (
+        not is_list
+        or not len(chosen)
+        or len(set(chosen)) < len(chosen)
+        or not {*chosen} <= {*every}
+    ):
         raise UserError(
-            f"steps: not a list of distinct steps of the run ({chosen}). Fix: choose steps from 1 "
-            f"to {last}"
+            f"steps: not a list of distinct steps of the run ({steps!r:.60}). Fix: choose steps "
+            f"from 1 to {last}"
         )
-    return [step - 1 for step in chosen]
+    return [int(step) - 1 for step in chosen]
 
 
 def _check_sizes(batch: int, seed: int, buffer: int) -> None:
-    """Raise `UserError` if the batch, the buffer or the seed is too small."""
+    """Raise `UserError` if the batch, the buffer or the seed is no whole number or too small."""
+    for name, value in (("batch", batch), ("seed", seed), ("buffer", buffer)):
+        if not isinstance(value, (int, np.integer)):
+            raise UserError(
+                f"{name}: {value!r:.40} is not a whole number. Fix: give a whole number"
+            )
     if batch < 1:
         raise UserError(f"batch: it has no tokens ({batch}). Fix: give at least 1")
     if buffer < batch:

@@ -135,8 +135,10 @@ def _row(url: str, name: str) -> list[str]:
             return [name, model, "finished", _age(run, "summary.json"), _scores(summary)]
         state = "at work" if is_held(run) else "stopped"
         return [name, model, state, _age(run, "study.json"), progress_text(run)]
-    except (LdmprobeError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except LdmprobeError as error:
         return [name, "", "unreadable", "", str(error).partition(". Fix")[0]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return [name, "", "unreadable", "", "study.json or summary.json is damaged"]
 
 
 def _scores(summary: dict[str, Any]) -> str:
@@ -150,9 +152,14 @@ def _scores(summary: dict[str, Any]) -> str:
 
 
 def _age(run: Run, name: str) -> str:
-    """Return how long ago a file of a run was written, such as ``5 h``."""
-    hours = int((datetime.now(UTC) - run.location.modified(name)).total_seconds() // 3600)
-    return f"{hours // 24} d" if hours >= 48 else f"{hours} h" if hours else "< 1 h"
+    """Return how long ago a file of a run was written, such as ``5 h``.
+
+    It is ``in 5 h`` for a file from a machine whose clock is ahead of this one's.
+    """
+    seconds = (datetime.now(UTC) - run.location.modified(name)).total_seconds()
+    hours = int(abs(seconds) // 3600)
+    age = f"{hours // 24} d" if hours >= 48 else f"{hours} h" if hours else "< 1 h"
+    return f"in {age}" if hours and seconds < 0 else age
 
 
 def print_version(wanted: bool) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from typing import Any
 
 import typer
@@ -19,6 +21,18 @@ class ResultConsole(Console):
             super().print(*objects, **options)
 
 
+def forget_unusable_sizes() -> None:
+    """Remove COLUMNS and LINES from the environment, unless they are sizes of a terminal.
+
+    With COLUMNS=0, which some containers and terminals set, rich prints no text at all, not even
+    messages of errors.
+    """
+    for name in ("COLUMNS", "LINES"):
+        if not re.fullmatch("[1-9][0-9]{1,4}", os.environ.get(name, "80")):
+            del os.environ[name]
+
+
+forget_unusable_sizes()
 console = ResultConsole(markup=False, emoji=False)
 """Console of all commands."""
 

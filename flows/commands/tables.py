@@ -72,6 +72,8 @@ def print_summary(summary: Summary, url: str, console: Console) -> None:
     console.print()
     for row in rows:
         best = summary.properties[row["property"]].best
+        if best.score.mean is None:
+            continue  # no cell is better than another
         console.print(
             f"Best cell of {row['property']}: step {best.step}, {best.layer}, {best.kind}",
             highlight=False, soft_wrap=True,

@@ -16,6 +16,9 @@ from ldmprobe_core.study.probe_sections import BootstrapSettings
 from ldmprobe_core.study.samples import Sample
 from ldmprobe_core.study.schema import Study
 
+_COMPUTING = ("ldmprobe", "torch", "diffusers", "transformers", "numpy")
+"""Packages whose versions may change results."""
+
 SampleKey = tuple[str, int, str | None, str | None]
 """Prompt, seed, file name of the source image, and hash of this image and its maps."""
 
@@ -79,17 +82,25 @@ def differing_settings(first: Run, other: Run) -> dict[str, tuple[Any, Any]]:
 
     The name of a study, the settings of its workers and the paths of its input files are left out,
     because they do not change results.  ``model weights`` stands for the fingerprint of the model's
-    files, which can differ although ``model.source`` is the same.
+    files, which can differ although ``model.source`` is the same, and ``labels.depth files`` for
+    that of the weights or code of a labeler of the same name.
 
     Returns:
         values in the first and in the other run by dotted key, in the order of the study's keys; a
         key that one of them lacks has the value None there.
     """
     contents = [settings_that_affect_results(run.study) for run in (first, other)]
-    weights = [run.attributes.get("model_fingerprint") for run in (first, other)]
+    attributes = [run.attributes for run in (first, other)]
+    weights = [one.get("model_fingerprint") for one in attributes]
     differing = different_values(contents[0], contents[1])
     if weights[0] != weights[1]:
         differing["model weights"] = (weights[0], weights[1])
+    labelers, others = (one.get("labeler_fingerprints", {}) for one in attributes)
+    for prop in labelers:
+        # Labelers of other names are among the settings already.
+        known = any(f"{key}.".startswith(f"labels.{prop}.") for key in differing)
+        if prop in others and labelers[prop] != others[prop] and not known:
+            differing[f"labels.{prop} files"] = labelers[prop], others[prop]
     return differing
 
 
@@ -110,10 +121,11 @@ def different_values(first: Any, other: Any, key: str = "") -> dict[str, tuple[A
 
 
 def difference_notes(runs: list[Run]) -> tuple[str, ...]:
-    """Describe the settings in which runs differ from the first run in the list.
+    """Describe the settings and versions in which runs differ from the first run in the list.
 
     Returns:
-        one sentence for each run whose study differs; empty if all runs have the same settings.
+        for each run, a sentence if its study differs, and one if the packages that compute results
+        have other versions.
     """
     notes = []
     for run in runs[1:]:
@@ -125,6 +137,17 @@ def difference_notes(runs: list[Run]) -> tuple[str, ...]:
             notes.append(
                 f"{runs[0].url} and {run.url} are of different studies, so their scores may differ "
                 f"because of any of these settings: {settings}"
+            )
+        versions = [one.attributes.get("versions", {}) for one in (runs[0], run)]
+        others = [
+            f"{name} ({versions[0][name]} and {versions[1][name]})"
+            for name in _COMPUTING
+            if all(name in one for one in versions) and versions[0][name] != versions[1][name]
+        ]
+        if others:
+            notes.append(
+                f"{runs[0].url} and {run.url} were made with other versions, which may change "
+                f"results: {', '.join(others)}"
             )
     return tuple(notes)
 

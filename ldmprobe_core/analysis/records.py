@@ -307,7 +307,7 @@ class Summary(Record):
     steps: int
     log_snr: list[float | None] = Field(default_factory=list)
     layers: int
-    properties: dict[str, PropertyRecord]
+    properties: dict[str, PropertyRecord] = Field(min_length=1)
     vectors: dict[str, VectorRecord] = Field(
         default_factory=dict, exclude_if=lambda value: not value
     )

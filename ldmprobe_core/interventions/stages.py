@@ -29,7 +29,7 @@ from ldmprobe_core.interventions.results import (
     read_intervention,
 )
 from ldmprobe_core.interventions.spec import DONOR, ERASURES, Intervention
-from ldmprobe_core.interventions.targets import resolve_target, target_maps
+from ldmprobe_core.interventions.targets import require_aim, resolve_target, target_maps
 from ldmprobe_core.labelers.registry import labelers_of
 from ldmprobe_core.pipeline.labels import as_label, label_set
 from ldmprobe_core.pipeline.prepare import check_fingerprints
@@ -98,7 +98,10 @@ def _labels_and_targets(
         return labels, labels[None]
     if spec.method == DONOR:
         return labels, labels_of(plan.donors)[None]
-    return labels, target_maps(labels, spec.targets)
+    targets = target_maps(labels, spec.targets)
+    for target, maps in zip(spec.targets, targets, strict=True):
+        require_aim(target, labels, maps)
+    return labels, targets
 
 
 def _create_arrays(

@@ -23,6 +23,31 @@ def target_maps(labels: np.ndarray, targets: tuple[Target, ...]) -> np.ndarray:
     )
 
 
+def require_aim(target: Target, labels: np.ndarray, maps: np.ndarray) -> None:
+    """Check that a target differs from the label, and is not constant, in some sample.
+
+    Args:
+        target: target of an edit.
+        labels: label maps, (sample, y, x).
+        maps: target maps of the same samples, likewise.
+
+    Raises:
+        UserError: in every sample, the target is the label itself or has one value at all pixels,
+            so that no edit could be seen to lead to it.
+    """
+    same = (maps == labels).all((1, 2))
+    constant = (maps == maps[:, :1, :1]).all((1, 2))
+    if not (same | constant).all():
+        return
+    problem, remedy = "is the same at all pixels", "less"
+    if same.any():
+        problem, remedy = "is the sample's own label", "more"
+    raise UserError(
+        f"targets: in each of the {len(maps)} samples the target {problem} ({target}). Fix: choose "
+        f"a target that changes the map {remedy}, or other samples"
+    )
+
+
 class Target(BaseModel):
     """Target of an edit: a transformation of the label map, or a file that replaces the map.
 

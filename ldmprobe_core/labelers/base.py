@@ -89,9 +89,12 @@ class LabelerEntry:
         published: function that lists the published files that the labeler needs and this machine
             may lack; None if the labeler's own package fetches its weights when it is loaded.
         call_memory: function from the height and width of images in pixels to the memory of a call.
+        code: bytes that change with the labeler's code, if no file holds it; they are part of the
+            fingerprint, so that a run is not resumed with another function of the same name.
     """
 
     load: Callable[[LabelerSpec, torch.device], Labeler]
     locate_weights: Callable[[LabelerSpec], list[Path]] = no_weights
     published: Callable[[LabelerSpec], list[PublishedSource]] | None = nothing_published
     call_memory: Callable[[tuple[int, int]], CallMemory] = unknown_memory
+    code: bytes = b""

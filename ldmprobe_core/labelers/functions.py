@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import numpy as np
@@ -169,10 +170,13 @@ def function_entry(
     Args:
         function, prop: see `FunctionLabeler`.
 
-    The hash that each run records is that of the file in which the function is defined.
+    The hash that each run records is that of the file in which the function is defined, or of its
+    code if there is no file, as in a notebook.
     """
     return LabelerEntry(
-        lambda spec, device: FunctionLabeler(function, prop), partial(_source_files, function)
+        lambda spec, device: FunctionLabeler(function, prop),
+        partial(_source_files, function),
+        code=b"" if _file_of(function) else _code_of(function),
     )
 
 
@@ -242,6 +246,38 @@ def _source_files(function: Any, spec: LabelerSpec) -> list[Path]:
                 f"({getattr(spec, key)!r:.60}). Fix: leave {key} out, or name a class that takes "
                 "the labeler's settings and a device"
             )
+    file = _file_of(function)
+    return [file] if file else no_weights(spec)
+
+
+def _file_of(function: Any) -> Path | None:
+    """Return the file of the module that defines a function; None for an interactive one."""
     module = sys.modules.get(getattr(function, "__module__", None) or "")
     file = getattr(module, "__file__", None)
-    return [Path(file)] if file and Path(file).is_file() else no_weights(spec)
+    return Path(file) if file and Path(file).is_file() else None
+
+
+def _code_of(function: Any) -> bytes:
+    """Return bytes that change with a function's instructions, constants and names.
+
+    Values that it takes from elsewhere, such as weights in a variable of the notebook, are not
+    among them.
+    """
+    code = getattr(function, "__code__", None)
+    if code is None:
+        code = getattr(type(function).__call__, "__code__", None)
+    return b"" if code is None else _code_bytes(code)
+
+
+def _code_bytes(code: CodeType) -> bytes:
+    """Return the bytes of a code object, and of the functions inside it."""
+    constants = []
+    for value in code.co_consts:
+        if isinstance(value, CodeType):
+            constants.append(_code_bytes(value).hex())
+        else:
+            # The order of a set differs from process to process.
+            constants.append(
+                repr(sorted(map(repr, value)) if isinstance(value, frozenset) else value)
+            )
+    return code.co_code + repr((constants, code.co_names)).encode()

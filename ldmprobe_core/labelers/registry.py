@@ -12,10 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from contextlib import suppress
-from functools import lru_cache
 from importlib.metadata import entry_points
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
@@ -53,6 +50,8 @@ EXACT_MAPS = "maps"
 """Labeler name that makes a study read labels from map files beside the source images."""
 
 _LABELERS: dict[tuple[str, str], LabelerEntry] = {}
+_joint_labelers: dict[tuple[str, LabelerSpec, torch.device], JointLabeler] = {}
+_MAX_JOINT_LABELERS = 4
 
 Loader = TypeVar("Loader", bound=Callable[..., Any])
 
@@ -93,13 +92,19 @@ def register_labeler(
 
     def register(loader: Loader) -> Loader:
         for one in props:
-            _LABELERS[one, name] = as_entry(loader, PROPERTIES.get(one))
+            _set_entry(one, name, as_entry(loader, PROPERTIES.get(one)))
         return loader
 
     if entry is not None:
         for one in props:
-            _LABELERS[one, name] = entry
+            _set_entry(one, name, entry)
     return register
+
+
+def _set_entry(prop: str, name: str, entry: LabelerEntry) -> None:
+    """Register a labeler's entry, and forget a former one of this name that is loaded."""
+    _LABELERS[prop, name] = entry
+    _joint_labelers.clear()
 
 
 def property(name: str, kind: str, **fields: Any) -> Callable[[Loader], Loader]:
@@ -136,7 +141,7 @@ def property(name: str, kind: str, **fields: Any) -> Callable[[Loader], Loader]:
     def register(loader: Loader) -> Loader:
         named = f"{loader.__module__}:{loader.__qualname__}"
         for record in records:
-            _LABELERS[record.name, named] = as_entry(loader, record)
+            _set_entry(record.name, named, as_entry(loader, record))
         return loader
 
     return register
@@ -257,9 +262,6 @@ register_labeler(
     ),
 )
 
-_IN_FLOAT16 = frozenset(_LABELERS) - {("depth", "transformers")}
-"""Labelers whose values float16 holds: the built-in ones, but that of any model of transformers."""
-
 
 def labeler_names(prop: str) -> list[str]:
     """List the names of a property's labelers, sorted; entry points are included but not loaded."""
@@ -312,11 +314,15 @@ def load_labeler(prop: str, spec: LabelerSpec, device: torch.device) -> Labeler:
     return ComponentLabeler(_joint_labeler(component.vector, spec, device), component)
 
 
-@lru_cache(maxsize=4)
 def _joint_labeler(name: str, spec: LabelerSpec, device: torch.device) -> JointLabeler:
     """Load the labeler of a vector or class map, which all its components share."""
-    entry = find_labeler(components_of(name)[0], spec.name)
-    return JointLabeler(entry.load(spec, device))
+    key = name, spec, device
+    if key not in _joint_labelers:
+        if len(_joint_labelers) >= _MAX_JOINT_LABELERS:
+            _joint_labelers.clear()
+        entry = find_labeler(components_of(name)[0], spec.name)
+        _joint_labelers[key] = JointLabeler(entry.load(spec, device))
+    return _joint_labelers[key]
 
 
 def require_known(prop: str, spec: LabelerSpec) -> None:
@@ -328,7 +334,8 @@ def check_labeler(prop: str, spec: LabelerSpec) -> str:
     """Check that a labeler's package and weights are on this machine, without loading them.
 
     Returns:
-        fingerprint of the labeler: 16 hexadecimal digits, a hash of its name and weight files.
+        fingerprint of the labeler: 16 hexadecimal digits, a hash of its name and weight files, or
+            of its code if it was defined interactively.
 
     Raises:
         UserError: its package or weights are missing.
@@ -340,44 +347,11 @@ def check_labeler(prop: str, spec: LabelerSpec) -> str:
         raise UserError(
             f"labels.{prop} is {spec.name!r}: {problem_and_remedy}"
         ) from problem_and_remedy
-    digest = hashlib.sha256(spec.name.encode())
+    digest = hashlib.sha256(spec.name.encode() + entry.code)
     for path in sorted(files):
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]
-
-
-def labeler_bytes(study: Study) -> int:
-    """Return the size of the weight files of a study's labelers in bytes.
-
-    A file that several labelers share is counted once, and missing files are not counted.
-    """
-    files: set[Path] = set()
-    for prop, spec in labelers_of(study).items():
-        with suppress(UserError):
-            files |= set(find_labeler(prop, spec.name).locate_weights(spec))
-    return sum(file.stat().st_size for file in files)
-
-
-def labeling_bytes(study: Study, images: int, size: tuple[int, int]) -> tuple[int, int]:
-    """Return the memory of the intermediate values of a study's labelers, which run in turn.
-
-    A labeler whose needs are not known counts nothing.
-
-    Args:
-        study: the study.
-        images: number of images that a unit of labeling passes to a labeler.
-        size: height and width of the images in pixels.
-
-    Returns:
-        bytes of the largest labeler, and the largest number of bytes in tensors below 32 MiB.
-    """
-    peak = small = 0
-    for prop, spec in labelers_of(study).items():
-        call = find_labeler(prop, spec.name).call_memory(size)
-        count = min(images, call.at_once)
-        peak, small = max(peak, count * call.peak), max(small, count * call.small)
-    return peak, small
 
 
 def labelers_of(study: Study) -> dict[str, LabelerSpec]:
@@ -388,13 +362,3 @@ def labelers_of(study: Study) -> dict[str, LabelerSpec]:
     return {
         prop: spec for prop, spec in specs.items() if spec is not None and spec.name != EXACT_MAPS
     }
-
-
-def wide_properties(study: Study) -> frozenset[str]:
-    """Return the scalar map properties whose labelers may give values that float16 cannot hold."""
-    return frozenset(
-        prop
-        for prop, spec in labelers_of(study).items()
-        if (prop, spec.name) not in _IN_FLOAT16 and prop in study.labels.maps
-        if not PROPERTIES[prop].is_mask
-    )

@@ -10,10 +10,11 @@ from typing import Any
 
 import ldmprobe_core
 from ldmprobe_core.errors import RunError, UserError
-from ldmprobe_core.labelers.registry import check_labeler, labelers_of, wide_properties
+from ldmprobe_core.labelers.registry import check_labeler, labelers_of
 from ldmprobe_core.models.sources.lookup import source_of
 from ldmprobe_core.models.timesteps import log_snr
 from ldmprobe_core.pipeline.model_cache import get_labelers, model_access
+from ldmprobe_core.pipeline.planning.labeler_sizes import wide_properties
 from ldmprobe_core.pipeline.planning.plan import StudyPlan, check_store, plan_of
 from ldmprobe_core.storage.filesystem import Location
 from ldmprobe_core.storage.probe_schema import RunShape
@@ -59,6 +60,7 @@ def _run_shape(plan: StudyPlan) -> tuple[RunShape, dict[str, Any]]:
     study = plan.study
     with model_access(study):
         labelers = get_labelers(study)
+    classes = labelers["class"].classes if "class" in labelers else ()
     units = dict.fromkeys(study.labels.maps, "as the maps that were given")
     shape = RunShape(
         study,
@@ -66,7 +68,7 @@ def _run_shape(plan: StudyPlan) -> tuple[RunShape, dict[str, Any]]:
         plan.shapes,
         plan.size,
         plan.steps,
-        labelers["class"].classes if "class" in labelers else (),
+        classes,
         units | {prop: labeler.units for prop, labeler in labelers.items()},
         plan.exact_properties,
         plan.text_channels,
@@ -77,9 +79,29 @@ def _run_shape(plan: StudyPlan) -> tuple[RunShape, dict[str, Any]]:
         "model_fingerprint": source.fingerprint(),
         "labeler_fingerprints": plan.labelers,
         "versions": versions(),
-        "notes": list(plan.notes),
+        "notes": [*plan.notes, *_class_notes(plan, classes)],
         "log_snr": log_snr(source.architecture, study),
     }
+
+
+def _class_notes(plan: StudyPlan, classes: tuple[str, ...]) -> list[str]:
+    """Warn if some samples name no class of the labeler, so that no sample's class is used.
+
+    Args:
+        plan: plan with the samples.
+        classes: names of the labeler's classes; empty without a class labeler.
+    """
+    categories = [sample.category for sample in plan.samples]
+    unknown = [one for one in categories if one not in classes]
+    if not classes or not unknown or not any(categories):
+        return []
+    named = ", ".join(repr(one)[:40] for one in dict.fromkeys(unknown) if one is not None)
+    which = f", such as {named:.120}" if named else ""
+    return [
+        f"{len(unknown)} of {len(categories)} images name no class that the class labeler "
+        f"knows{which}, so that the top class of each finished image is followed over the steps "
+        "instead of the prompt's class"
+    ]
 
 
 def check_fingerprints(run: Run, study: Study) -> None:

@@ -87,12 +87,32 @@ def test_differing_settings_leaves_out_what_changes_no_result(runs, change, key,
 
 
 def test_differing_settings_finds_other_weights_in_the_same_folder(runs, monkeypatch):
-    attributes = iter([{"model_fingerprint": "a1"}, {"model_fingerprint": "b2"}])
+    labelers = {"shading": "c3", "class": "d4"}
+    attributes = iter(
+        [
+            {"model_fingerprint": "a1", "labeler_fingerprints": {"depth": "a1", **labelers}},
+            {"model_fingerprint": "b2", "labeler_fingerprints": {"depth": "b2", **labelers}},
+        ]
+    )
     monkeypatch.setattr(Run, "attributes", property(lambda _: next(attributes)))
     pair = [Run(runs[0].url) for _ in range(2)]
     for run in pair:
         run.study = runs[0].study
-    assert differing_settings(*pair) == {"model weights": ("a1", "b2")}
+    assert differing_settings(*pair) == {
+        "model weights": ("a1", "b2"), "labels.depth files": ("a1", "b2")
+    }  # fmt: skip
+
+
+def test_difference_notes_name_other_versions_of_packages_that_compute(runs, monkeypatch):
+    pair = [Run(runs[0].url) for _ in range(2)]
+    for run, torch in zip(pair, ("2.1", "2.2"), strict=True):
+        run.study, run.made_with = runs[0].study, {"torch": torch, "numpy": "2", "prefect": torch}
+    monkeypatch.setattr(Run, "attributes", property(lambda run: {"versions": run.made_with}))
+    (note,) = difference_notes(pair)
+    assert note.endswith(
+        "were made with other versions, which may change results: torch (2.1 and 2.2)"
+    )
+    assert difference_notes([pair[0], pair[0]]) == ()
 
 
 @pytest.mark.parametrize("change", [{"step": 999}, {"layer": "nope"}])

@@ -99,6 +99,20 @@ def test_a_path_without_format_or_folder_is_refused(finished_run, tmp_path, name
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("path", [None, 3, ["scores.csv"]])
+def test_what_is_no_path_is_refused(finished_run, path):
+    with pytest.raises(
+        lp.UserError, match=r"path: .* is not a path\. Fix: give the path of a file"
+    ):
+        lp.open_run(finished_run.url).export_scores(path)
+
+
+def test_a_path_below_the_home_folder_is_read_as_a_shell_does(finished_run, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    lp.open_run(finished_run.url).export_scores("~/scores.csv")
+    assert (tmp_path / "scores.csv").is_file()
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".parquet", ".tex"])
 def test_a_file_that_cannot_be_written_is_one_sentence(finished_run, tmp_path, suffix, monkeypatch):
     if suffix == ".parquet":

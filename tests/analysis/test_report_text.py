@@ -2,9 +2,12 @@
 
 import subprocess
 import sys
+from io import StringIO
 
 import pytest
+from rich.console import Console
 
+from flows.commands.tables import print_summary
 from ldmprobe_core.analysis.controls.records import ControlRecord, ControlsRecord, OwnBestRecord
 from ldmprobe_core.analysis.curves import RIVALS
 from ldmprobe_core.analysis.records import (
@@ -118,7 +121,9 @@ def test_headline_names_a_control_with_a_large_p_value():
     result.controls.shuffled_labels.p = 0.06
     result.not_beyond = result.controls.not_exceeded()
     assert result.not_beyond == ["shuffled_labels"]
-    assert "but not clearly above shuffled labels (by 0.40" in headline(made)[0]
+    clause = "but not clearly above shuffled labels (by 0.40 [0.35, 0.45], p = 0.06)"
+    assert clause in headline(made)[0]
+    assert headline(made)[0].count("p = ") == 1
 
 
 def test_headline_asks_nothing_of_a_nonlinear_probe():
@@ -237,6 +242,29 @@ def test_headline_of_one_test_prompt_compares_with_nothing():
     (line,) = headline(whole)
     assert line.endswith("the best cell, 0.60, has no interval (1 test prompt) to compare by.")
     assert best_rows(whole)[0]["above position"] == "no interval"
+    result.undefined.best = 4
+    (line,) = headline(whole)
+    assert line.endswith("no interval (1 test prompt, 4 test scores undefined) to compare by.")
+    (line,) = overview_sentences(whole)
+    assert line.endswith(
+        "; too few test prompts with a defined score for intervals and comparisons."
+    )
+
+
+def test_sentences_on_labels_without_variation_name_this_and_no_cell():
+    whole = summary(0.3, 0.2, 0.1)
+    nothing = Interval(mean=None, low=None, high=None)
+    whole.properties["depth"].best.score = nothing
+    for sentences in (headline(whole), overview_sentences(whole)):
+        (line,) = sentences
+        assert line == (
+            "Depth: the rank correlation of its probes is undefined in every test image, as where "
+            "the labels or the predictions do not vary within an image, so that nothing can be "
+            "compared."
+        )
+    output = StringIO()
+    print_summary(whole, "runs/x", Console(file=output, markup=False))
+    assert "Best cell" not in output.getvalue()
 
 
 def test_overview_sentences_say_score_controls_and_step():

@@ -77,6 +77,15 @@ def test_a_mistake_in_a_study_is_reported_before_models_are_imported(name, words
     assert not {name.partition(".")[0] for name in modules} & HEAVY
 
 
+def test_an_unknown_backend_of_matplotlib_ends_no_command():
+    """A notebook leaves the name of its backend to the commands that are called from it."""
+    subprocess.run(
+        [sys.executable, "-c", "import flows.cli, matplotlib"],
+        check=True,
+        env=os.environ | {"MPLBACKEND": "nothing"},
+    )
+
+
 def test_help_of_every_command_imports_no_library_of_the_core():
     """One process prints all help texts, and then lists every module that it imported."""
     from flows.cli import app

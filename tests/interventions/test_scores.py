@@ -57,6 +57,18 @@ def test_mask_measures_are_nan_where_undefined():
     assert np.isnan(mask_measures(label, none, label)).all()
 
 
+def test_score_edited_maps_gives_no_credit_for_a_vanished_object():
+    """The target of the second sample lies outside the image, and its edit removes the object."""
+    label, none = rectangle(4, 2, 4, 4), np.zeros((16, 16), bool)
+    labels, targets = np.stack([label, label]), np.stack([rectangle(4, 8, 4, 4), none])
+    scores = score_edited_maps(
+        FOREGROUND, np.stack([label, none]), labels, targets, np.ones((16, 16))
+    )
+    agreement = dict(zip(measures_of(FOREGROUND), scores, strict=True))
+    np.testing.assert_array_equal(agreement["dice"], [0, np.nan])
+    np.testing.assert_array_equal(agreement["own_label"], [1, 0])
+
+
 def test_score_edited_maps_gives_the_metrics_then_the_mask_measures():
     rng = np.random.default_rng(0)
     maps, labels, targets = rng.random((3, 2, 16, 16)) > 0.5

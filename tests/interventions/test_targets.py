@@ -8,7 +8,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.interventions.targets import Target, resolve_target, target_map
+from ldmprobe_core.interventions.targets import Target, require_aim, resolve_target, target_map
 
 
 def shift_by_loop(label, dx, dy):
@@ -42,6 +42,24 @@ def test_target_map_mirror_and_scale():
     np.testing.assert_allclose(np.argwhere(scaled).mean(0), np.argwhere(mask).mean(0), atol=0.6)
     depth = np.random.default_rng(0).random((8, 6))
     np.testing.assert_allclose(target_map(depth, Target(mirror=True)), depth[:, ::-1], atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("dx", "words"),
+    [
+        (0.01, r"the target is the sample's own label .shift 0\.01, 0.*more"),
+        (0.875, "the same at all"),
+    ],
+)
+def test_require_aim_refuses_targets_that_no_edit_can_lead_to(dx, words):
+    labels = np.zeros((2, 8, 16), bool)
+    labels[:, 2:5, 3:6] = True
+    target = Target(dx=dx)
+    with pytest.raises(UserError, match=rf"targets: in each of the 2 samples .*{words}"):
+        require_aim(target, labels, np.stack([target_map(label, target) for label in labels]))
+    labels[1, 2:5, 0] = True  # this part is still in the image after a shift by 14 pixels
+    moved = np.stack([target_map(label, Target(dx=0.875)) for label in labels])
+    require_aim(Target(dx=0.875), labels, moved)
 
 
 def test_target_map_from_a_file(tmp_path):

@@ -13,10 +13,41 @@ from ldmprobe_core.labelers.registry import (
     find_labeler,
     labeler_names,
     labelers_of,
+    load_labeler,
     register_labeler,
 )
 from ldmprobe_core.study.loading import parse_study
 from ldmprobe_core.study.probe_sections import LabelerSpec
+
+
+def interactive(source):
+    """Define the function ``mine`` as in a notebook, whose module has no file."""
+    cell = {"__name__": "a_notebook"}
+    exec(f"def mine(images):\n    {source}\n", cell)
+    return cell["mine"]
+
+
+def test_a_function_without_a_file_is_known_by_its_code():
+    spec, fingerprints = LabelerSpec(name="cell"), []
+    for source in (
+        "return images.mean(-1)",
+        "return images.max(-1)",
+        "return [i.mean(-1) + 1 for i in images]",
+        "return [i.mean(-1) + 2 for i in images]",
+        "return images.mean(-1)",
+    ):
+        register_labeler("depth", "cell")(interactive(source))
+        fingerprints.append(check_labeler("depth", spec))
+    assert fingerprints[-1] == fingerprints[0]
+    assert len(set(fingerprints)) == 4
+
+
+def test_a_vectors_labeler_that_is_registered_again_takes_the_place_of_the_former():
+    spec, images = LabelerSpec(name="cell"), np.ones((1, 2, 2, 3), np.uint8)
+    for value in (1, 2):
+        register_labeler("normals", "cell")(interactive(f"return images * {value} / 1"))
+        labels = load_labeler("normals_x", spec, None)(images)
+        np.testing.assert_array_equal(labels, np.full((1, 2, 2), value, np.float32))
 
 
 class RowDepth:

@@ -180,6 +180,9 @@ def test_a_probe_predicts_what_its_stored_weights_say(run):
             {"prop": "depth", "step": 9, "layer": None},
             "step: 9 is not in the run",
         ),
+        ({"prop": "depth", "step": True, "layer": None}, "step: True is not in the run"),
+        ({"prop": "depth", "step": 1.0, "layer": None}, "step: 1.0 is not in the run"),
+        ({"prop": "depth", "step": [1], "layer": None}, r"step: \[1\] is not in the run"),
         ({"prop": "depth", "step": 1, "layer": "x"}, "layer: 'x' is not in the run"),
         ({"prop": "depth", "step": 1, "layer": None, "kind": "adam"}, "kind: 'adam' is not in the"),
         (

@@ -95,6 +95,7 @@ def test_workers_that_persist_take_the_next_epochs_order(stored):
 def test_steps_and_split_choose_tokens(stored):
     run, layer, numbers = stored
     assert sorted(ids(run.tokens(layer, steps=3))) == expected(run, numbers, rows=[2])
+    assert run.tokens(layer, steps=np.int64(3)).tokens == run.tokens(layer, steps=3).tokens
     chosen = run.tokens(layer, steps=[1, 2], split="test")
     assert sorted(ids(chosen)) == expected(run, numbers, "test", [0, 1])
 
@@ -155,6 +156,10 @@ def test_training_tokens_that_are_only_summed_are_refused(tiny_model, tmp_path):
         ({"steps": 4}, r"steps: not a list of distinct steps of the run \(\[4\]\)"),
         ({"steps": [1, 1]}, "steps: not a list of distinct steps"),
         ({"steps": []}, "steps: not a list of distinct steps"),
+        ({"steps": 1.5}, "steps: not a list of distinct steps"),
+        ({"steps": "12"}, "steps: not a list of distinct steps"),
+        ({"batch": 2.5}, "batch: 2.5 is not a whole number"),
+        ({"seed": None}, "seed: None is not a whole number"),
         ({"split": "training"}, r"split: there is no such split \(training\)"),
         ({"batch": 0}, "batch: it has no tokens"),
         ({"batch": 64, "buffer": 63}, "buffer: it is smaller than a batch of 64 tokens"),

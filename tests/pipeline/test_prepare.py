@@ -21,6 +21,23 @@ def test_prepare_run_records_study_and_versions(finished_run):
     assert {"torch", "diffusers", "zarr", "python"} <= set(attributes["versions"])
 
 
+@pytest.mark.parametrize(
+    ("last", "words"), [("ball", None), ("balll", "'balll'"), ("", "knows, so")]
+)
+def test_prepare_run_notes_a_class_of_a_prompt_that_the_labeler_does_not_know(
+    tiny_study, tmp_path, last, words
+):
+    """One of them is enough for the class curves to follow the classes of finished images."""
+    colors = ("red", "blue", "green", "yellow", "black", "white")
+    rows = [f"a {color} ball,1,{last if color == 'white' else 'ball'}" for color in colors]
+    (tmp_path / "prompts.csv").write_text("\n".join(["prompt,seed,class", *rows]))
+    study = tiny_study(prompts={"files": str(tmp_path / "prompts.csv"), "samples": None})
+    notes = prepare_run(study, str(tmp_path / "runs")).attributes["notes"]
+    found = [note for note in notes if "name no class that the class labeler knows" in note]
+    assert len(found) == (words is not None)
+    assert all(note.startswith("1 of 6 images") and words in note for note in found)
+
+
 def test_prepare_run_in_six_threads_at_once_creates_one_run(finished_run, tmp_path):
     study = finished_run.study
     with ThreadPoolExecutor(6) as pool:

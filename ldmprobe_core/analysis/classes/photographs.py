@@ -15,6 +15,7 @@ from ldmprobe_core.analysis.classes.records import (
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.registry import load_labeler
 from ldmprobe_core.models.devices import pick_device
+from ldmprobe_core.models.output_checks import require_finite_labels, require_shares
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.readers.image_folder import list_images, read_image
 from ldmprobe_core.study.readers.value_types import user_path
@@ -30,6 +31,8 @@ def classify_photographs(run: Run, folder: str) -> PhotographsRecord:
 
     Raises:
         UserError: the folder does not exist or contains no images.
+        RunError: the labeler's results for a photograph, named by its number from 0, are no
+            probabilities.
     """
     study = run.study
     names = list_images(folder, study.map_properties)
@@ -44,6 +47,9 @@ def classify_photographs(run: Run, folder: str) -> PhotographsRecord:
     labeler = load_labeler("class", spec, pick_device(study.execution.wanted_device))
     photographs = np.stack([read_image(user_path(folder) / name, size) for name in names])
     scores = labeler(photographs)
+    numbers = range(len(names))
+    require_finite_labels("class", scores, numbers)
+    require_shares("class", scores, numbers, "class probabilities")
     top = [labeler.classes[i] for i in scores.argmax(1)]
     record = PhotographsRecord(
         count=len(names),

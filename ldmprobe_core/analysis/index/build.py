@@ -49,6 +49,7 @@ class RunEntry:
         means: by property, mean score of each (layer, step) over the test samples; empty without a
             report.
         has_report: whether the run has a report to link to.
+        labelers: by property, the name of the labeler whose maps are its labels.
     """
 
     name: str
@@ -58,6 +59,7 @@ class RunEntry:
     summary: Summary | None = None
     means: dict[str, dict[tuple[str, int], float]] = field(default_factory=dict)
     has_report: bool = False
+    labelers: dict[str, str] = field(default_factory=dict)
 
 
 def write_index(store: str) -> str:
@@ -92,17 +94,24 @@ def read_entry(location: Location, name: str) -> RunEntry:
     """Read a run's entry for the index page; for an unreadable run, the entry gives the reason."""
     run = Run(f"{location.url}/{name}")
     try:
-        model = run.study.model.source
+        model, labels = run.study.model.source, run.study.labels
         if not run.location.has("summary.json"):
             state = _progress(run)
             return RunEntry(name, state, run.location.modified("study.json"), model)
         summary = load_summary(run)
     except (UserError, RunError) as error:
         return RunEntry(name, f"unreadable: {error}")
+    state, means = "finished", {}
+    try:
+        if run.location.has("report/scores.csv"):
+            means = _cell_means(run, summary)
+    except (UserError, RunError, KeyError, TypeError, ValueError, csv.Error):
+        # The file is only drawn here, so the results of summary.json are shown without it.
+        state = f"finished; report/scores.csv is damaged, and `ldmprobe report {run.url}` writes it"
     has_report = run.location.has("report/index.html")
-    means = _cell_means(run, summary) if run.location.has("report/scores.csv") else {}
     written = run.location.modified("summary.json")
-    return RunEntry(name, "finished", written, model, summary, means, has_report)
+    labelers = {prop: spec.name for prop in labels.maps if (spec := labels.labeler(prop))}
+    return RunEntry(name, state, written, model, summary, means, has_report, labelers)
 
 
 def index_page(
@@ -161,7 +170,10 @@ def _heatmaps(prop: str, entries: list[RunEntry]) -> dict[str, str]:
 def _side_by_side_rows(prop: str, entries: list[RunEntry]) -> dict[str, list[str]]:
     """Return a property's table: one row for each result, with one cell for each run."""
     results = [entry.summary.properties.get(prop) if entry.summary else None for entry in entries]
-    columns = [_numbers(result) if result else {} for result in results]
+    columns = [
+        {"labels by": entry.labelers.get(prop, "–"), **_numbers(result)} if result else {}
+        for entry, result in zip(entries, results, strict=True)
+    ]
     keys = list(dict.fromkeys(key for column in columns for key in column))
     return {key: [column.get(key, "–") for column in columns] for key in keys}
 

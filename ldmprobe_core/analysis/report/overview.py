@@ -28,6 +28,7 @@ from ldmprobe_core.analysis.report.text import (
     number,
     property_title,
     short_layer,
+    undefined_clause,
 )
 from ldmprobe_core.analysis.run_analysis import RunAnalysis
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap
@@ -43,12 +44,15 @@ def overview_sentences(summary: Summary) -> list[str]:
 def _sentence(name: str, result: PropertyRecord, summary: Summary) -> str:
     """Write the sentences on one property: its best probe, controls, onset and leads."""
     best, onset = result.best, result.emergence.probe.relative.onset
+    if best.score.mean is None:
+        return f"{property_title(name)}: the {undefined_clause(result)}."
     text = (
         f"{property_title(name)}: {metric_title(best.metric)} {number(best.score)} at step "
         f"{best.step}, {short_layer(best.layer)}"
     )
     if best.score.low is None:
-        return f"{text}; too few test prompts for intervals and comparisons."
+        lost = " with a defined score" if result.undefined.best else ""
+        return f"{text}; too few test prompts{lost} for intervals and comparisons."
     text += f", {_comparison(result)}."
     if not onset.distribution:
         return f"{text} When it emerges is undefined."

@@ -41,6 +41,21 @@ STEPS = (
 )
 
 
+_LABELERS = {"foreground": "tracer", "depth": "midas", "shading": "intrinsic"}
+_STEPS = 15
+
+
 def applies(study: Study) -> bool:
-    """Return whether a study probes Stable Diffusion 1.4, as the published results do."""
-    return "stable-diffusion-v1-4" in str(study.model.source)
+    """Return whether a study probes Stable Diffusion 1.4 in 15 steps, as the published ones do."""
+    name = study.model.source.rstrip("/").rpartition("/")[2]
+    return name == "stable-diffusion-v1-4" and study.sampling.steps == _STEPS
+
+
+def score_of(study: Study, prop: str) -> Published | None:
+    """Return the published score of a property; None if the study's labels are of another kind.
+
+    Scores of probes of other labels, such as another network's depth, are not comparable.
+    """
+    labeler = study.labels.labeler(prop)
+    same = labeler is not None and labeler.name == _LABELERS.get(prop)
+    return SCORES[prop] if same else None

@@ -7,6 +7,7 @@ would make every command start slowly.
 from __future__ import annotations
 
 from ldmprobe_core.analysis.classes.records import ClassesRecord
+from ldmprobe_core.analysis.controls.records import ControlRecord
 from ldmprobe_core.analysis.records import (
     LeadsRecord,
     PropertyRecord,
@@ -153,6 +154,9 @@ def headline(summary: Summary) -> list[str]:
     lines = []
     for name, result in summary.properties.items():
         best, last = result.best, result.last
+        if best.score.mean is None:
+            lines.append(f"{property_title(name)}: the {undefined_clause(result)}.")
+            continue
         line = (
             f"{property_title(name)}: at the last step the best probe scores {number(last.score)} "
             f"({metric_title(best.metric)}); the best cell, {number(best.score)}, "
@@ -168,6 +172,15 @@ def headline(summary: Summary) -> list[str]:
     if summary.classes is not None:
         lines.append(classes_line(summary.classes))
     return lines
+
+
+def undefined_clause(result: PropertyRecord) -> str:
+    """Return the clause on a property whose score is undefined in every test image."""
+    return (
+        f"{metric_title(result.best.metric)} of its probes is undefined in every test image, as "
+        "where the labels or the predictions do not vary within an image, so that nothing can be "
+        "compared"
+    )
 
 
 def classes_line(classes: ClassesRecord) -> str:
@@ -239,6 +252,12 @@ def _on(samples: dict[str, int] | None) -> str:
     return "" if samples is None else f" on {samples['test']} test images"
 
 
+def _large_p(record: ControlRecord) -> str:
+    """Format the p value of a control, if it alone keeps the control from being exceeded."""
+    is_cause = record.difference.low is not None and record.difference.low > 0
+    return f", p = {record.p:.2f}" if is_cause and record.p and not record.exceeded else ""
+
+
 def _against(result: PropertyRecord) -> str:
     """Return the clause on the controls: those that the best probe exceeds, and those it does not.
 
@@ -246,8 +265,10 @@ def _against(result: PropertyRecord) -> str:
     few test prompts there is no interval, and the clause says so.
     """
     if result.best.score.low is None:
-        prompts = result.clusters.prompts
-        return f"has no interval ({prompts} test prompt{'s' * (prompts != 1)}) to compare by"
+        prompts, lost = result.clusters.prompts, result.undefined.best
+        undefined = f", {lost} test score{'s' * (lost != 1)} undefined" if lost else ""
+        count = f"{prompts} test prompt{'s' * (prompts != 1)}{undefined}"
+        return f"has no interval ({count}) to compare by"
     # Leave out nonlinear probes: they show what linear probes miss, and may score above the best
     # linear probe.
     records = {n: c for n, c in result.controls.by_name().items() if n not in PROBE_KINDS}
@@ -257,7 +278,7 @@ def _against(result: PropertyRecord) -> str:
     def listed(names: list[str]) -> str:
         return ", ".join(
             f"{control_title(name)} (by {number(records[name].difference)}"
-            f"{_on(records[name].samples)})"
+            f"{_on(records[name].samples)}{_large_p(records[name])})"
             for name in names
         )
 

@@ -39,15 +39,25 @@ def score_edited_maps(
         mean_map: mean label map of the training samples, (y, x); partial metrics regress it out.
 
     Returns:
-        (measure, sample) float64, in the order of `measures_of`; NaN where undefined.
+        (measure, sample) float64, in the order of `measures_of`; NaN where undefined.  The
+        agreement with an empty mask is undefined: it would be 1 for an edit that makes the object
+        vanish, which does not show that the edit leads to the target.
     """
     covariates = position_covariates(mean_map)
     metrics = () if prop.intervention is None else prop.intervention.metrics
-    scores = [METRICS[name].score(maps, targets, covariates) for name in metrics]
-    scores += [METRICS[name].score(maps, labels, covariates) for name in metrics[:1]]
+    aims = [(name, targets) for name in metrics] + [(name, labels) for name in metrics[:1]]
+    scores = [
+        np.where(_is_empty(prop, aim), np.nan, METRICS[name].score(maps, aim, covariates))
+        for name, aim in aims
+    ]
     if prop.is_mask:
         scores += list(mask_measures(maps, labels, targets))
     return np.stack(scores)
+
+
+def _is_empty(prop: Property, maps: np.ndarray) -> np.ndarray:
+    """Return whether each map is an empty mask, (sample,)."""
+    return np.logical_not(maps.any((1, 2))) if prop.is_mask else np.zeros(len(maps), bool)
 
 
 def mask_measures(maps: np.ndarray, labels: np.ndarray, targets: np.ndarray) -> np.ndarray:

@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.labelers.registry import labeler_bytes, labeling_bytes
 from ldmprobe_core.models.files.checkpoint import read_component
 from ldmprobe_core.models.sources.base import ModelSource
 from ldmprobe_core.models.sources.pipeline import PipelineSource
 from ldmprobe_core.models.token_grid import images_per_decode
 from ldmprobe_core.pipeline.activation_sinks import peak_activation_bytes
 from ldmprobe_core.pipeline.planning.allocations import AllocationTrace, trace_call
+from ldmprobe_core.pipeline.planning.labeler_sizes import labeler_bytes, labeling_bytes
 from ldmprobe_core.pipeline.planning.sizes import StoredSamples
 from ldmprobe_core.study.layers import VAE, LayerShape
 from ldmprobe_core.study.schema import Study

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.labelers.registry import wide_properties
+from ldmprobe_core.pipeline.planning.labeler_sizes import wide_properties
 from ldmprobe_core.study.batching import (
     gram_width,
     n_positions,

@@ -77,14 +77,23 @@ class Bootstrap:
     def of_samples(
         cls, samples: Sequence[Sample], settings: BootstrapSettings, seed: int
     ) -> Bootstrap:
-        """Build the bootstrap of samples, clustered by prompt and, if they are known, category."""
-        categories = [sample.category for sample in samples]
+        """Build the bootstrap of samples, clustered by prompt and, if some are known, category.
+
+        A sample without a category is in a cluster with the others of its prompt, so that one such
+        sample does not leave the likeness of all categories out of the intervals.
+        """
+        known = any(sample.category is not None for sample in samples)
+        # No category begins with a NUL, so that a prompt is not taken for one.
+        categories = [
+            f"\0{sample.group}" if sample.category is None else sample.category
+            for sample in samples
+        ]
         return cls(
             np.array([sample.group for sample in samples]),
             settings.resamples,
             settings.level,
             seed,
-            None if None in categories else np.array(categories),
+            np.array(categories) if known else None,
         )
 
     @property
@@ -98,16 +107,16 @@ class Bootstrap:
         return self.groups >= MINIMUM_CLUSTERS
 
     def interval(self, values: np.ndarray, error: float = 0.0) -> Interval:
-        """Compute the mean of scores (sample,) and its percentile interval; NaN scores are skipped.
+        """Compute the mean of scores (sample,) and its percentile interval.
 
         Args:
-            values: scores, (sample,).
+            values: scores, (sample,); NaN and infinite scores are skipped.
             error: standard error of the mean from other sources than the choice of samples; a
                 normal deviate of this size is added to the mean of every resample.
         """
         if not np.isfinite(values).any():
             return Interval(mean=None, low=None, high=None)
-        mean = float(np.nanmean(values))
+        mean = float(np.nanmean(np.where(np.isfinite(values), values, np.nan)))
         if not self._has_interval(values):
             return Interval(mean=mean, low=None, high=None)
         low, high = max(self._ends(values, error), key=_width)

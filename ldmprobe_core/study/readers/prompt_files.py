@@ -147,6 +147,11 @@ def _read(path: str, split: str | None) -> list[Row]:
                 rows.append(_row(dict(zip(names, fields, strict=True)), origin, split))
             line = reader.line_num + 1
     except csv.Error as error:
+        if "field limit" in str(error):
+            raise UserError(
+                f"{path}, line {reader.line_num}: a field has more than {csv.field_size_limit()} "
+                "characters. Fix: close the quote that it begins with, or shorten the prompt"
+            ) from None
         raise UserError(
             f"{path}, line {reader.line_num}: not CSV ({error}). Fix: put prompts that contain "
             "commas or quotes into quotes, and double each quote inside them"

@@ -7,7 +7,7 @@ from run_helpers import carry_out, small_study
 
 from ldmprobe_core.analysis.classes.curves import class_curves, first_stable_step
 from ldmprobe_core.analysis.classes.photographs import classify_photographs
-from ldmprobe_core.errors import UserError
+from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.labelers import tabletop
 from ldmprobe_core.study.probe_sections import LabelerSpec
 from ldmprobe_core.study.prompt_sets import CATEGORIES
@@ -65,7 +65,7 @@ def test_class_curves_without_classes_use_the_class_of_the_finished_image(tiny_s
     assert found.recognized == 1.0
 
 
-def test_class_curves_of_own_images_use_the_same_labeler(run, tmp_path):
+def test_class_curves_of_own_images_use_the_same_labeler(run, tmp_path, monkeypatch):
     pictures = []
     for i in range(5):
         rgb = np.rint(render(sample_scene(8_000_000 + i)).rgb * 255).astype(np.uint8)
@@ -89,3 +89,8 @@ def test_class_curves_of_own_images_use_the_same_labeler(run, tmp_path):
     assert class_curves(run).photographs.count == 5
     with pytest.raises(UserError, match="there is no such folder"):
         classify_photographs(run, str(tmp_path / "none"))
+    module = "ldmprobe_core.analysis.classes.photographs.load_labeler"
+    for value, words in ((np.nan, "NaN or infinite"), (7.0, "class probabilities range from 7")):
+        monkeypatch.setattr(module, lambda *_, v=value: lambda images: np.full((len(images), 2), v))
+        with pytest.raises(RunError, match=rf"labels\.class: .*{words}"):
+            classify_photographs(run, str(tmp_path))

@@ -67,6 +67,7 @@ def test_index_links_to_every_report_and_loads_nothing(store):
     assert page.loaded == []
     for header in ("run", "model", "date (UTC)", "state", "foreground", "depth", "shading"):
         assert header in page.headers
+    assert '<th scope="row">labels by</th>' in (store / "index.html").read_text()
 
 
 def test_index_states_progress_dates_and_damage(store):
@@ -78,6 +79,22 @@ def test_index_states_progress_dates_and_damage(store):
     assert "no run" not in re.findall(r"<td>([^<]*)</td>", text)
     rows = re.findall(r'data-run="\d+" aria-label="(.*?) side by side"', text)
     assert rows == ["second run", "first"]  # newest first
+
+
+@pytest.mark.parametrize(
+    "table", ["a,b\n1,2\n", "property,metric,kind,condition,step,layer,mean\nx,m,k,c,1,l,0.5\n"]
+)
+def test_index_shows_a_run_whose_table_of_scores_is_damaged(finished_run, tmp_path, table):
+    (tmp_path / "run/report").mkdir(parents=True)
+    for name in ("study.json", "summary.json", "zarr.json"):
+        shutil.copy(Path(finished_run.url) / name, tmp_path / "run" / name)
+    shutil.copytree(Path(finished_run.url) / "progress", tmp_path / "run/progress")
+    (tmp_path / "run/report/scores.csv").write_text(table)
+    entry = read_entry(Location(str(tmp_path)), "run")
+    assert entry.state.startswith("finished; report/scores.csv is damaged, and `ldmprobe report ")
+    assert entry.means == {}
+    assert entry.labelers == dict.fromkeys(("foreground", "depth", "shading"), "tabletop")
+    assert entry.summary == load_summary(finished_run)
 
 
 def test_index_shows_best_scores_and_cells(store, finished_run):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 
 import pytest
 from rich.console import Console
@@ -41,11 +43,21 @@ def test_list_gives_state_and_scores_of_every_run_in_80_columns(started, tmp_pat
     lost = tmp_path / "runs" / "lost-0123456789"
     lost.mkdir()
     (lost / "study.json").write_text("{")
+    ahead = tmp_path / "runs" / "ahead-0123456789"
+    ahead.mkdir()
+    (ahead / "study.json").write_text('{"model": {"source": "m"}}')
+    (ahead / "summary.json").write_text("{}")
+    os.utime(ahead / "summary.json", (time.time() + 72.5 * 3600,) * 2)  # another machine's clock
+    odd = tmp_path / "runs" / "odd-0123456789"
+    odd.mkdir()
+    (odd / "study.json").write_text("[1]")
     heading, *rows = lines_of("list", str(tmp_path / "runs"))
     assert heading == "run model state age best scores, or progress"
     text = " ".join(rows)
     assert "finished-0123456789 sd-v1-4 finished < 1 h depth 0.61" in text
     assert "lost-0123456789 unreadable" in text
+    assert "ahead-0123456789 m finished in 3 d" in text
+    assert "odd-0123456789 unreadable study.json or summary.json is damaged" in text
     assert started.url.rpartition("/")[2] in text
     assert "stopped < 1 h generate 1/" in text
     assert "no-run" not in text

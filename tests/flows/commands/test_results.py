@@ -35,3 +35,13 @@ def test_result_has_a_line_of_its_own(how):
     # What stands before the result on its line, since the line was last erased.
     line = re.split(r"\r|\n", shown.partition("a result")[0])[-1].rpartition("\x1b[2K")[2]
     assert re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) == ""
+
+
+@pytest.mark.parametrize("columns", ["0", "²"])
+def test_messages_are_printed_whatever_columns_are_set(columns):
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.cli", "show", "/no/such/run"],
+        capture_output=True, text=True, check=False, env=os.environ | {"COLUMNS": columns},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "/no/such/run holds no summary.json" in done.stderr

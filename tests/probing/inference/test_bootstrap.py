@@ -1,10 +1,14 @@
 """Bootstrap intervals against plain formulas."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap, expanded_tails, resampled_means
+from ldmprobe_core.study.probe_sections import BootstrapSettings
+from ldmprobe_core.study.samples import Sample
 
 
 def test_bootstrap_of_one_prompt_has_a_mean_and_no_interval():
@@ -38,7 +42,7 @@ def test_bootstrap_interval_equals_the_normal_approximation():
 
 
 def test_bootstrap_leaves_out_undefined_samples():
-    values = np.array([1.0, 2.0, 3.0, np.nan, 2.0, np.nan, 2.0])
+    values = np.array([1.0, 2.0, 3.0, np.nan, 2.0, np.inf, 2.0])
     bootstrap = Bootstrap(np.arange(7), 500, 0.95, 0)
     found = bootstrap.interval(values)
     assert found.mean == pytest.approx(2.0)
@@ -85,6 +89,22 @@ def test_bootstrap_gives_the_wider_of_the_intervals_over_prompts_and_categories(
     found = by_both.interval(balanced)
     assert (found.high - found.low) / 2 == pytest.approx(1.96 / np.sqrt(64), rel=0.1)
     assert by_both.wider(balanced) == "prompts"
+
+
+def test_one_sample_without_a_category_does_not_hide_the_likeness_of_the_others():
+    level = np.random.default_rng(5).normal(0, 1, 12).repeat(4)
+    samples = [Sample(i, f"prompt {i}", 0, f"category {i // 4}", "test") for i in range(48)]
+    settings = BootstrapSettings(resamples=2000)
+    whole = Bootstrap.of_samples(samples, settings, 0).interval(level)
+    samples[0] = replace(samples[0], category=None)
+    one_unknown = Bootstrap.of_samples(samples, settings, 0)
+    assert one_unknown.categories == 13
+    found = one_unknown.interval(level)
+    half = stats.t.ppf(0.975, 11) * stats.sem(level[::4])  # of twelve independent categories
+    for interval in (whole, found):
+        assert (interval.high - interval.low) / 2 == pytest.approx(half, rel=0.15)
+    samples = [replace(sample, category=None) for sample in samples]
+    assert Bootstrap.of_samples(samples, settings, 0).categories is None
 
 
 def test_bootstrap_of_few_categories_resamples_prompts_only():

@@ -90,6 +90,7 @@ def test_prompt_file_without_splits_is_split_at_random(tmp_path):
         ("prompt,seed\na;1\n", ["line 2", "1 fields for 2 columns", "by commas"]),
         ("prompt,seed\na\t1\n", ["line 2", "1 fields for 2 columns", "by commas"]),
         ('prompt,seed\n"a,1\nb"x,2\n', ["line 3", "not CSV"]),
+        ("prompt,seed\n" + "a" * 140_000 + ",1\n", ["line 2", "more than 131072 characters"]),
         ('prompt,seed\na,1\n"b,2\nc,3\n', ["line 4", "not CSV"]),
         ("prompt,seed\ra,1\rb,two\r", ["line 3", "'two'"]),
         ("prompt,seed\na,9223372036854775808\n", ["line 2", "from 0 to 9223372036854775807"]),
