@@ -95,8 +95,8 @@ class SampleMaps:
             steps: steps, counted from 1, that have step images.
 
         Returns:
-            (sample, step, y, x) float64; NaN where nothing was measured.
+            (sample, step, y, x) as stored, or bool for a mask; NaN where nothing was measured.
         """
         columns = [self.steps.index(step) for step in steps]
-        maps = self.run.read("labels_trajectory", prop, sample=rows, step=columns).astype(float)
-        return as_label(self.run.study, prop, maps).astype(float)
+        maps = self.run.read("labels_trajectory", prop, sample=rows, step=columns)
+        return as_label(self.run.study, prop, maps)

@@ -64,6 +64,7 @@ def probe_activations(
     columns: tuple[LabelColumn, ...] | None = None,
     statistics: SufficientStatistics | None = None,
     train: np.ndarray | None = None,
+    headline_only: bool = False,
 ) -> dict[str, CellResult]:
     """Fit all probes of one layer at one step, and score them on the held-out samples.
 
@@ -79,6 +80,8 @@ def probe_activations(
             their activations; its label columns are `columns`.
         train: indices of the samples to which probes are fitted, (n,); None takes all training
             samples.
+        headline_only: whether to compute scores in the property's main metric alone; those in
+            others are NaN.
 
     Returns:
         Probes and scores by label assignment.  Without usable training or validation samples, there
@@ -99,7 +102,7 @@ def probe_activations(
         cuts = _choose_cuts(data, fitted)
     else:
         cuts = {}
-    scores = _score_heldout(activations, finite, labels, fitted, cuts)
+    scores = _score_heldout(activations, finite, labels, fitted, cuts, headline_only)
     return {
         assignment: _collect(assignment, columns, study, labels, fitted, scores)
         for assignment in dict.fromkeys(column.assignment for column in columns)
@@ -178,6 +181,7 @@ def _score_heldout(
     labels: LabelSet,
     fitted: _Fitted,
     cuts: dict[tuple[str, LabelColumn], float],
+    headline_only: bool,
 ) -> dict[tuple[str, LabelColumn], np.ndarray]:
     """Score every probe on the held-out samples; `cuts` contains the foreground thresholds.
 
@@ -195,6 +199,7 @@ def _score_heldout(
         # To save time, compute only the metrics that are reported.  For labels that are shuffled
         # several times, these are only the metrics in `Property.compared`.
         metrics = record.compared if column.assignment in repeated else record.metrics
+        metrics = metrics[:1] if headline_only else metrics
         values = scorer.scores(tokens, cuts.get(key), metrics)
         scores[key] = np.where(usable, values, np.nan)
     return scores

@@ -70,9 +70,10 @@ def partial_pearson(predicted: np.ndarray, truth: np.ndarray, covariates: np.nda
     Arguments and result are those of `partial_spearman`, but values take the place of ranks.
     """
     basis = Covariates(flatten_maps(covariates))
-    return basis.partial(
-        flatten_maps(predicted).astype(np.float64), flatten_maps(truth).astype(np.float64)
-    )
+    values = flatten_maps(predicted).astype(np.float64)
+    if not basis.leaves_rest(values).any():
+        return np.full(len(truth), np.nan)
+    return basis.partial(values, flatten_maps(truth).astype(np.float64))
 
 
 class Covariates:

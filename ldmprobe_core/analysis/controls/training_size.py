@@ -91,7 +91,9 @@ def scores_of_halves(
     )
     columns = (LabelColumn("true", prop),)
     results = [
-        probe_activations(activations, labels, alone, columns, train=half)["true"]
+        probe_activations(activations, labels, alone, columns, train=half, headline_only=True)[
+            "true"
+        ]
         for half in halves
     ]
     return np.stack([result.scores[prop][0, 0] for result in results]).astype(np.float64)

@@ -27,8 +27,11 @@ from ldmprobe_core.probing.neighbourhood import probe_features
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.properties import property_of
 
-PART_BYTES = 128 << 20
-"""Largest number of bytes of the float64 maps that `position_scores` scores at once."""
+PART_BYTES = 16 << 20
+"""Largest number of bytes of the float64 maps that `position_scores` scores at once.
+
+Memory of this size is used again for the next maps; the system provides larger parts anew.
+"""
 
 
 @dataclass(frozen=True)

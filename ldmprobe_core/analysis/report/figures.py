@@ -290,7 +290,7 @@ def sample_rows(
         colors = colormaps[drawing.colormap].with_extremes(bad=_NOT_MEASURED)
         sources = {
             "probe": maps.of_probes(prop, samples, steps),
-            "labeler": maps.of_labeler(prop, rows, steps),
+            "labeler": maps.of_labeler(prop, rows, steps).astype(float),
         }
         for i, sample in enumerate(samples):
             truth = maps.labels.maps[prop][sample].astype(float)

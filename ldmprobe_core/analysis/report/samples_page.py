@@ -125,7 +125,7 @@ class _Sheets:
         for part in self._parts(rows):
             steps = self.run.read(STEP_IMAGES, "trajectory", sample=rows[part])
             final = self.run.read("images", "image", sample=indices[part])[:, None]
-            parts.append(self._tiles(np.concatenate([steps, final], axis=1)))
+            parts.append(np.concatenate([self._tiles(steps), self._tiles(final)], axis=1))
         return np.concatenate(parts)
 
     def _map_tiles(self, prop: str, rows: list[int], indices: list[int]) -> _MapTiles:
@@ -133,9 +133,10 @@ class _Sheets:
         size = self.tile[1], self.tile[0]
         truth, labels, limits = self.maps.labels.maps[prop], [], []
         for part in self._parts(rows):
-            final = truth[indices[part]].astype(float)
+            final = truth[indices[part]]
             shown = self.maps.of_labeler(prop, rows[part], self.steps)
-            labels.append(self._reduced(np.concatenate([shown, final[:, None]], 1)))
+            reduced = self._reduced(shown), self._reduced(final[:, None])
+            labels.append(np.concatenate(reduced, axis=1))
             limits += [(np.nanmin(one), np.nanmax(one)) for one in final]
         of_labeler = np.concatenate(labels)
         of_probes = self.maps.of_probes(prop, indices, self.steps, size)
@@ -148,9 +149,12 @@ class _Sheets:
             yield slice(start, start + self._read_at_once)
 
     def _reduced(self, maps: np.ndarray) -> np.ndarray:
-        """Shrink maps (sample, column, y, x) to the size of tiles by means of measured pixels."""
+        """Shrink maps (sample, column, y, x) to the size of tiles by means of measured pixels.
+
+        The result is float64.
+        """
         if self.reduction == 1:
-            return maps
+            return maps.astype(np.float64)
         (width, height), k = self.tile, self.reduction
         cut = maps[..., : height * k, : width * k].reshape(-1, height * k, width * k)
         return block_means(cut, (height, width)).reshape(*maps.shape[:2], height, width)
@@ -160,9 +164,11 @@ class _Sheets:
         (width, height), k = self.tile, self.reduction
         if k == 1:
             return images
-        cut = images[:, :, : height * k, : width * k]
-        blocks = cut.reshape(*cut.shape[:2], height, k, width, k, 3)
-        return np.rint(blocks.mean((3, 5), dtype=np.float32)).astype(np.uint8)
+        cut = images[:, :, : height * k, : width * k].reshape(-1, height, k, width * k * 3)
+        # Sum the rows of a block first: NumPy adds whole rows much faster than small blocks.
+        rows = cut.sum(2, dtype=np.uint32).reshape(-1, height, width, k, 3)
+        means = np.rint(rows.sum(3, dtype=np.float64) / k**2).astype(np.uint8)
+        return means.reshape(*images.shape[:2], height, width, 3)
 
 
 @dataclass(frozen=True)
