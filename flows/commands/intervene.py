@@ -165,7 +165,8 @@ def run_intervention(finished: Any, what: Any) -> None:
 
     result = carry_out("intervene", finished.url, url=finished.url, what=what)
     summary = InterventionSummary.model_validate(result)
-    print_rows(effect_rows(summary), console)
+    rows = effect_rows(summary)
+    print_rows(rows, console, names=2 if "dose" in rows[0] else 1)
     if what.windows:
         console.print(f"\n{map_sentence(summary)}", highlight=False)
     console.print(f"\nReport: {finished.url}/report/index.html", highlight=False, soft_wrap=True)

@@ -19,13 +19,76 @@ if TYPE_CHECKING:
 _FEW_WORDS = 100
 """Number of classes up to which a note says that a classifier knows few."""
 
+_NAME_WIDTH = 16
+"""Number of characters that a row's name gets before it is broken into lines."""
 
-def print_rows(rows: Sequence[Mapping[str, str]], console: Console) -> None:
-    """Print a table with one row per record; all records have the same keys, the columns."""
-    table = _table(*rows[0])
-    for row in rows:
-        table.add_row(*row.values())
-    console.print(table, highlight=False)
+_GAP = 2
+"""Number of spaces between two columns."""
+
+
+def print_rows(rows: Sequence[Mapping[str, str]], console: Console, names: int = 1) -> None:
+    """Print a table with one row per record; all records have the same keys, the columns.
+
+    Columns that do not fit beside each other follow in further tables, so that values are not
+    broken into lines.
+
+    Args:
+        rows: records.
+        console: console to print to.
+        names: number of leading columns that name a row; every table has them.
+    """
+    headings = list(rows[0])
+    widths = {
+        key: max(len(text) for text in (*key.split(), *(row[key] for row in rows)))
+        for key in headings
+    }
+    for key in headings[:names]:
+        # A name may be broken into lines between its words.
+        words = [word for row in rows for word in row[key].split()]
+        widths[key] = max(map(len, (*words, "x" * min(widths[key], _NAME_WIDTH))))
+    for i, part in enumerate(_columns_that_fit(headings, widths, names, console.width)):
+        if i:
+            console.print()
+        table = _table()
+        # Rich breaks the widest columns first, so values get a width of their own, and the last
+        # name takes the room that the other columns leave.
+        room = console.width
+        for key in part:
+            if key not in headings[:names]:
+                widths[key] = min(widths[key], console.width // (names + 1))
+            if key != headings[names - 1]:
+                room -= widths[key] + _GAP
+        for key in part:
+            if key == headings[names - 1]:
+                table.add_column(key, overflow="fold", max_width=max(room, 1))
+            else:
+                table.add_column(key, overflow="fold", width=widths[key])
+        for row in rows:
+            table.add_row(*(row[key] for key in part))
+        console.print(table, highlight=False)
+
+
+def _columns_that_fit(
+    headings: Sequence[str], widths: Mapping[str, int], names: int, room: int
+) -> list[list[str]]:
+    """Divide columns into tables that are no wider than a line, where that is possible.
+
+    Args:
+        headings: all columns.
+        widths: number of characters that each of them needs.
+        names: number of leading columns that every table repeats.
+        room: number of characters of a line.
+    """
+    leading = list(headings[:names])
+    parts = [leading]
+    for key in headings[names:]:
+        columns = [*parts[-1], key]
+        gaps = _GAP * (len(columns) - 1)
+        if len(columns) > names + 1 and sum(widths[k] for k in columns) + gaps > room:
+            columns = [*leading, key]
+            parts.append(columns)
+        parts[-1] = columns
+    return parts
 
 
 def print_comparison(rows: Sequence[Mapping[str, str]], console: Console) -> None:

@@ -99,6 +99,21 @@ def test_the_page_works_at_this_width(report, browser, width):
     page.close()
 
 
+@pytest.mark.parametrize("name", ["index", "samples"])
+def test_a_printed_page_is_no_wider_than_its_paper(report, browser, name):
+    """A4 with margins is 718 px wide, and pictures are printed though they are backgrounds."""
+    run, _ = report
+    page = open_page(browser, viewport={"width": 718, "height": 1000})
+    page.emulate_media(media="print")
+    page.goto(f"file://{run.url}/report/{name}.html")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 718
+    adjusted = page.eval_on_selector_all(
+        ".tile", "all => all.map(tile => getComputedStyle(tile).printColorAdjust)"
+    )
+    assert set(adjusted) == ({"exact"} if name == "samples" else set())
+    page.close()
+
+
 CONTRASTS = """() => {
   const light = c => {
     const [r, g, b] = c.match(/[\\d.]+/g).slice(0, 3).map(v => v / 255)
@@ -179,6 +194,7 @@ def test_samples_page_moves_sorts_and_filters(report, browser, width):
     defined = {i: v for i, v in zip(tests, values, strict=True) if v == v}
     order = [int(card["title"].split(":")[0]) for card in page.evaluate(TILES)]
     assert [defined[i] for i in order[: len(defined)]] == sorted(defined.values(), reverse=True)
+    assert page.is_enabled("#order")
     page.select_option("#order", "-1")
     order = [int(card["title"].split(":")[0]) for card in page.evaluate(TILES)]
     assert [defined[i] for i in order[: len(defined)]] == sorted(defined.values())

@@ -19,6 +19,7 @@ from ldmprobe_core.analysis.records import (
     LayerRecord,
     LeadRecord,
     LeadsRecord,
+    NonfiniteRecord,
     PropertyRecord,
     Summary,
     UndefinedRecord,
@@ -31,6 +32,7 @@ from ldmprobe_core.analysis.report.text import (
     number,
     property_title,
     step,
+    warning_lines,
 )
 from ldmprobe_core.probing.inference.bootstrap import Interval
 from ldmprobe_core.probing.inference.emergence import Crossing, Lead
@@ -278,7 +280,9 @@ def test_overview_sentences_say_score_controls_and_step():
     (line,) = overview_sentences(summary(0.3, 0.3, 0.3, onset=WIDE))
     assert line.endswith("The step from which it can be read is not determined [1, later].")
     (line,) = overview_sentences(summary(0.3, 0.6, 0.3))
-    assert "not clearly above shuffled labels" in line
+    assert "not clearly above shuffled labels." in line
+    (line,) = overview_sentences(summary(0.6, 0.6, 0.6))
+    assert "above position alone, shuffled labels and permuted weights." in line
 
 
 @pytest.mark.parametrize(
@@ -290,6 +294,7 @@ def test_overview_sentences_say_score_controls_and_step():
         (-3, -4, -1, True, "3 [1, 4] steps earlier"),
         (6, 3, 10, False, "3 to 10 steps later (not determined more closely)"),
         (0, -4, 4, False, "between 4 steps earlier and 4 later (not determined more closely)"),
+        (0, -1, 1, False, "between 1 step earlier and 1 later (not determined more closely)"),
         (3, 0, 7, False, "0 to 7 steps later (not determined more closely)"),
         (-4, -8, 0, False, "0 to 8 steps earlier (not determined more closely)"),
         (-6, -9, -2, False, "2 to 9 steps earlier (not determined more closely)"),
@@ -305,6 +310,41 @@ def test_overview_names_an_order_only_if_the_interval_of_the_lead_excludes_zero(
     )
     (line,) = overview_sentences(made)
     assert f"The labeler reaches that half {text} in the decoded latents" in line
+
+
+def test_warnings_name_what_is_unusual_and_no_zeros():
+    made = summary(0.3, 0.2, 0.1)
+    assert warning_lines(made) == []
+    made.properties["depth"].undefined = UndefinedRecord(best=0, any=3, truth_empty=2)
+    made.properties["depth"].missing = 0.25
+    made.properties["depth"].controls.position.undefined = 4
+    made.nonfinite, made.nonfinite_permuted = 7, 0
+    made.nonfinite_cells = [
+        NonfiniteRecord(network="trained", step=i, layer="a", share=0.5, samples=i)
+        for i in range(1, 13)
+    ]
+    first, second = warning_lines(made)
+    assert first.startswith(
+        "Non-finite activation values: 7; in the untrained denoiser 0: step 1 of a: 50% of its "
+        "values, 1 samples left out; step 2 of a: "
+    )
+    assert first.endswith("10 samples left out; and 2 more cells (summary.json).")
+    assert second == (
+        "depth: 0 of 5 test scores of the best cell are undefined and excluded "
+        "from its mean (3 over all cells); position control: 4 scores undefined; 25.0% of the "
+        "pixels of its labels are not measured: grey in the figures, left out of fits and scores."
+    )
+
+
+def test_warnings_count_empty_masks_of_masks_alone():
+    made = summary(0.3, 0.2, 0.1)
+    made.properties = {"foreground": made.properties["depth"]}
+    made.properties["foreground"].undefined = UndefinedRecord(
+        best=0, any=0, truth_empty=2, both_empty=1
+    )
+    assert warning_lines(made) == [
+        "foreground: 2 label masks are empty, 1 of them predicted empty too and scored 1."
+    ]
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,7 @@ from ldmprobe_core.analysis.report.text import (
     number,
     short_layer,
     step,
+    warning_lines,
 )
 from ldmprobe_core.analysis.run_analysis import RunAnalysis, write_summary
 from ldmprobe_core.analysis.stored_probes import SampleMaps
@@ -58,7 +59,6 @@ from ldmprobe_core.interventions.results import completed_interventions, read_in
 from ldmprobe_core.pipeline.groups import STEP_IMAGES, samples_in
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.probe_kinds import PROBE_KINDS
-from ldmprobe_core.study.properties import property_of
 from ldmprobe_core.study.schema import Study
 
 GRID_SAMPLES = 4
@@ -345,7 +345,7 @@ def _page(run: Run, summary: Summary, figure_records: dict[str, Any]) -> str:
         resplits=max(
             (sum(part.layer.resplits.values()) for part in summary.properties.values()), default=0
         ),
-        masks=[name for name in summary.properties if property_of(name).is_mask],
+        warnings=warning_lines(summary),
         published=published,
         study_yaml=content,
     )

@@ -43,6 +43,8 @@ from ldmprobe_core.study.properties import property_of
 _COLORS = (PROBE_COLOR, DECODED_COLOR, *OTHER_COLORS[:2], CLEAN_COLOR)
 _ROWS = 4
 """Largest number of samples in a before-and-after figure."""
+_LEAST_RANGE = 0.05
+"""Least effect that has the strongest colour of a causal map."""
 
 
 def before_and_after(run: Run, name: str) -> Figure:
@@ -123,9 +125,11 @@ def causal_map(summary: InterventionSummary) -> Figure:
         if clear_of_zero(site.used):
             frames.append(cell)
     metric = metric_title(summary.metric)
-    figure = Figure(figsize=(3.2 + 1.5 * len(windows), 1.6 + 0.34 * len(layers)))
+    # A map of few windows is wide enough for the titles of its two panels.
+    figure = Figure(figsize=(max(3.2 + 1.5 * len(windows), 9.0), 1.6 + 0.34 * len(layers)))
     left, right = figure.subplots(1, 2, sharey=True)
-    largest = np.nanmax(np.abs(effect)) if np.isfinite(effect).any() else 1.0
+    # The colours of a map of tiny effects would look like those of large ones.
+    largest = np.nanmax(np.abs(effect), initial=_LEAST_RANGE)
     against = "null edit" if "orthogonal" in sites[0].effects else "unedited"
     _grid(figure, left, decodable, f"decodable: {metric} of probes", {"cmap": SCORE_COLORMAP})
     limits = {"cmap": "PuOr_r", "vmin": -largest, "vmax": largest}

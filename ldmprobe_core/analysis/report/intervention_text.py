@@ -18,13 +18,17 @@ def intervention_title(summary: InterventionSummary) -> str:
     if len(first.layers) == 1:
         where = f"{site_layer(first)}, steps {first.first} to {first.last}"
     if spec.windows:
-        where = f"one layer and one of {spec.windows} windows of steps at a time"
+        where = "one layer at a time"
+        if spec.windows > 1:
+            where = f"one layer and one of {spec.windows} windows of steps at a time"
     how = "" if spec.method == DONOR else f", {summary.kind} probes"
     if spec.method in ERASURES:
         how = ""
     pairs = f"{summary.pairs} pairs of sample and target"
     if not has_targets(summary):
         pairs = f"{summary.pairs} samples"
+    if summary.unedited.low is None:
+        pairs += ", too few distinct prompts for intervals"
     text = f"{spec.prop}, {spec.method}{how}: {where}; {pairs}"
     return f"{text}; {summary.undefined} scores undefined" if summary.undefined else text
 

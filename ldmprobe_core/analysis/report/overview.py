@@ -100,7 +100,8 @@ def _later(value: Lead) -> str:
             return f"{-high} to {-low} steps earlier (not determined more closely)"
         if low >= 0:
             return f"{low} to {high} steps later (not determined more closely)"
-        return f"between {-low} steps earlier and {high} later (not determined more closely)"
+        steps = "step" if low == -1 else "steps"
+        return f"between {-low} {steps} earlier and {high} later (not determined more closely)"
     if low <= 0 <= high:
         return f"not clearly earlier or later ({value.steps} [{low}, {high}] steps)"
     if high < 0:
@@ -111,7 +112,8 @@ def _later(value: Lead) -> str:
 def _comparison(result: PropertyRecord) -> str:
     """Name the controls that the best probe does not exceed; if it exceeds all, the closest one."""
     if result.not_beyond:
-        return f"not clearly above {', '.join(map(control_title, result.not_beyond))}"
+        *others, last = map(control_title, result.not_beyond)
+        return f"not clearly above {', '.join(others)}{' and ' if others else ''}{last}"
     differences = {
         name: record.difference
         for name, record in result.controls.by_name().items()
@@ -135,8 +137,8 @@ def overview_figures(
         steps: steps that the rows show, counted from 1.
 
     Yields:
-        name of the property; figure, alternative text, title and sentences of its curves; figure
-        and alternative text of its maps, empty if there is no sample.
+        name of the property; figure, alternative text, title, sentences and note of its curves;
+        figure and alternative text of its maps, empty if there is no sample.
     """
     shown = ", ".join(map(str, overview_steps(steps)))
     sentences = overview_sentences(analysis.summary)
@@ -147,6 +149,7 @@ def overview_figures(
             "alternative": f"{prop} over steps. {sentence}",
             "title": title,
             "text": text[:1].upper() + text[1:],
+            "curve": _curve_note(analysis.summary.properties[prop]),
         }
         strip = {
             "figure": overview_images(prop, samples[0], steps),
@@ -154,6 +157,17 @@ def overview_figures(
             "the probe and the labeler find it.",
         } if samples else {}  # fmt: skip
         yield prop, curves, strip
+
+
+def _curve_note(result: PropertyRecord) -> str:
+    """Name the layer of the curves if it is not that of the best cell, whose score is printed."""
+    curve, best = short_layer(result.layer.name), short_layer(result.best.layer)
+    if curve == best:
+        return ""
+    return (
+        f" The probes' curve is of {curve}, which is chosen over all steps; the best cell is in "
+        f"{best}."
+    )
 
 
 def overview_curves(prop: str, analysis: RunAnalysis) -> Figure:

@@ -17,7 +17,7 @@ from ldmprobe_core.probing.inference.bootstrap import Interval
 from ldmprobe_core.probing.inference.emergence import Crossing, Lead
 from ldmprobe_core.study.conditions import CONDITIONS, controls
 from ldmprobe_core.study.probe_kinds import PROBE_KINDS
-from ldmprobe_core.study.properties import PROPERTIES
+from ldmprobe_core.study.properties import PROPERTIES, property_of
 
 _METRIC_TITLES = {
     "spearman": "rank correlation",
@@ -181,6 +181,61 @@ def undefined_clause(result: PropertyRecord) -> str:
         "where the labels or the predictions do not vary within an image, so that nothing can be "
         "compared"
     )
+
+
+_NAMED_CELLS = 10
+"""Number of cells with non-finite activations that a warning names."""
+
+
+def warning_lines(summary: Summary) -> list[str]:
+    """List what a reader must know of a run's samples and scores; empty if nothing is unusual.
+
+    These are activations that are not finite, undefined scores, empty masks, and labels that were
+    not measured.
+    """
+    lines = [_nonfinite_line(summary)]
+    for name, result in summary.properties.items():
+        undefined, parts = result.undefined, []
+        if undefined.any:
+            parts.append(
+                f"{undefined.best} of {summary.samples['test']} test scores of the best cell are "
+                f"undefined and excluded from its mean ({undefined.any} over all cells)"
+            )
+        if undefined.truth_empty and property_of(name).is_mask:
+            parts.append(
+                f"{undefined.truth_empty} label masks are empty, {undefined.both_empty} of them "
+                "predicted empty too and scored 1"
+            )
+        parts += [
+            f"{control} control: {record.undefined} scores undefined"
+            for control, record in result.controls.by_name().items()
+            if record.undefined
+        ]
+        if result.missing:
+            parts.append(
+                f"{result.missing:.1%} of the pixels of its labels are not measured: grey in the "
+                "figures, left out of fits and scores"
+            )
+        lines.append(f"{name}: {'; '.join(parts)}." if parts else "")
+    return [line for line in lines if line]
+
+
+def _nonfinite_line(summary: Summary) -> str:
+    """Say how many activations are not finite, and in which cells; empty if all are finite."""
+    if not summary.nonfinite and not summary.nonfinite_permuted:
+        return ""
+    text = f"Non-finite activation values: {summary.nonfinite}"
+    if summary.nonfinite_permuted is not None:
+        text += f"; in the untrained denoiser {summary.nonfinite_permuted}"
+    cells = [
+        f"step {cell.step} of {short_layer(cell.layer)}"
+        f"{' (untrained)' if cell.network == 'permuted' else ''}: {cell.share * 100:.2g}% of its "
+        f"values, {cell.samples} samples left out"
+        for cell in summary.nonfinite_cells[:_NAMED_CELLS]
+    ]
+    more = len(summary.nonfinite_cells) - len(cells)
+    cells += [f"and {more} more cells (summary.json)"] if more else []
+    return f"{text}{': ' if cells else ''}{'; '.join(cells)}."
 
 
 def classes_line(classes: ClassesRecord) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from ldmprobe_core.errors import UserError
@@ -41,7 +42,7 @@ def stored_samples(study: Study, samples: list[Sample], n_stored: int, steps: in
     Args:
         study: the study.
         samples: all of its samples; without any, because input files cannot be read, the counts
-            are upper limits.
+            are those that the settings ask for, and may be a few samples off.
         n_stored: number of samples with images.
         steps: number of sampler steps.
 
@@ -50,10 +51,30 @@ def stored_samples(study: Study, samples: list[Sample], n_stored: int, steps: in
     """
     decoded = len(step_image_steps(study, steps))
     if not samples:
-        on = study.controls.untrained is not None
-        return StoredSamples(n_stored, n_stored * on, n_stored, decoded)
+        return StoredSamples(n_stored, *_requested_samples(study, n_stored), decoded)
     permuted = int((permuted_samples(study, samples) < n_stored).sum())
     return StoredSamples(n_stored, permuted, len(step_image_samples(study, samples)), decoded)
+
+
+def _requested_samples(study: Study, n_stored: int) -> tuple[int, int]:
+    """Count the samples with permuted activations and with step images, from settings alone.
+
+    Args:
+        study: a study whose samples are unknown, and so their splits.
+        n_stored: number of samples with images.
+    """
+    control, batch = study.controls.untrained, study.sampling.batch
+    permuted = -(-control.samples // batch) * batch if control else 0
+    settings, split = study.trajectory, study.probes.split
+    part = split.test + (split.validation if settings.of == "heldout" else 0)
+    scored = round(part * n_stored)
+    if settings.samples != "all":
+        scored = min(scored, settings.samples)
+    training = min(round(split.train * n_stored), settings.training)
+    # The control gets the same share of the validation samples as of the training samples.
+    share = split.validation / split.train if CLEAN_PIXELS in study.input_controls else 0
+    decoded = scored + training + math.ceil(training * share)
+    return min(permuted, n_stored), min(decoded, n_stored)
 
 
 def stored_bytes(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from rich.console import Console
 
 from flows.commands.tables import print_comparison, print_photographs, print_rows
@@ -54,6 +56,34 @@ def test_print_rows_breaks_long_names_instead_of_cutting_them():
     assert heading == "layer"
     assert len(lines) == 2
     assert "".join(lines) == name
+
+
+EFFECTS = [
+    {"dose": dose, "image": image, **dict.fromkeys(measures, "0.60 [-0.41, 0.70]")}
+    for measures in [[f"measure {i} of the elsewhere" for i in range(7)]]
+    for dose, image in (("2", "edited"), ("8", "probe of other images' labels"))
+]
+
+
+def test_print_rows_breaks_no_value_and_no_word_at_80_columns():
+    """Beside names of 4 and 16 characters two measures of 18 fit, and seven take four tables."""
+    lines = printed(lambda console: print_rows(EFFECTS, console, names=2))
+    assert [line.split().count("dose") for line in lines].count(1) == 4
+    values = [part for line in lines for part in re.findall(r"0\.60 \[-0\.41, 0\.70\]", line)]
+    assert len(values) == 2 * 7
+    words = {word for line in lines for word in line.split()}
+    assert words == {
+        "dose", "image", "measure", "of", "the", "elsewhere", *map(str, range(7)), "8", "edited",
+        "probe", "other", "images'", "labels", "0.60", "[-0.41,", "0.70]",
+    }  # fmt: skip
+
+
+def test_print_rows_prints_one_table_where_there_is_room():
+    console = Console(width=200, markup=False)
+    with console.capture() as captured:
+        print_rows(EFFECTS, console, names=2)
+    heading = captured.get().split("0.60")[0]
+    assert heading.count("measure") == 7
 
 
 def test_print_comparison_has_a_column_for_each_run_within_80_columns():

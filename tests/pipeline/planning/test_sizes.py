@@ -36,3 +36,27 @@ def test_sizes_of_statistics_are_planned_without_weights():
     assert plan.memory["statistics"] == cells
     assert 120 <= plan.n_stored < 240
     assert plan.bytes_of["activations"] == plan.n_stored * 15 * 11_550_720 * 2
+
+
+def test_sizes_without_prompt_files_count_the_samples_that_the_settings_ask_for(tmp_path):
+    """617 samples, of which 160 have the permuted twin and 64 + 32 + 6 have step images.
+
+    The share of validation samples, 0.06, is 6/34 of that of training samples, so that the 32
+    training samples with step images are joined by 5.6 of validation.
+    """
+    plan = plan_study(load_study("paper", [f"prompts.files={tmp_path / 'none.csv'}"]))
+    assert plan.samples == ()
+    assert (plan.count, plan.stored.permuted, plan.stored.step_images) == (617, 160, 102)
+    assert plan.bytes_of["activations_permuted"] == 160 * 15 * 11_550_720 * 2
+    assert round(plan.bytes / 1e9) == 280
+
+
+def test_samples_of_the_settings_are_never_more_than_those_of_the_study(tmp_path):
+    none = f"prompts.files={tmp_path / 'none.csv'}"
+    few = plan_study(load_study("paper", [none, "prompts.samples=50"])).stored
+    # Shares of 0.34, 0.06 and 0.6: 17 and 3 samples, and 30 to be scored.
+    assert (few.permuted, few.step_images) == (50, 50)
+    off = ["permuted_weights=false", "clean_pixels=false"]
+    off = ["trajectory.training=0", *(f"controls.{key}" for key in off)]
+    every = plan_study(load_study("paper", [none, *off, "trajectory.samples=all"])).stored
+    assert (every.permuted, every.step_images) == (0, 370)
