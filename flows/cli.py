@@ -23,8 +23,9 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ["MPLBACKEND"] = "agg"
 
 # Commands import slow modules such as torch and Prefect when they run, so that --help is fast.
+from flows.checks.environment import check_environment
 from flows.checks.finished_run import RunArgument, finished_run
-from flows.commands.carry_out import carry_out, server_ahead, with_live_line
+from flows.commands.carry_out import carry_out, with_live_line
 from flows.commands.errors import EXIT_CODES, MISTAKE, debug_requested, prepare_streams, run_command
 from flows.commands.export import export
 from flows.commands.fetch import fetch
@@ -89,22 +90,23 @@ def run(
     set_: SetOption = None,
 ) -> None:
     """Carry out a study, resume it, or show its results if it is finished."""
-    with server_ahead(study, store, set_):
-        from ldmprobe_core.analysis.records import Summary, load_summary
-        from ldmprobe_core.pipeline.prepare import check_fingerprints
+    plan, target = _plan(study, store, set_)
+    # Imported after the study is read, so that its mistakes are reported without delay.
+    from ldmprobe_core.analysis.records import Summary, load_summary
+    from ldmprobe_core.pipeline.prepare import check_fingerprints
 
-        plan, target = _plan(study, store, set_)
-        if target.location.has("summary.json"):
-            check_fingerprints(target, plan.study)
-            console.print(
-                f"{target.url} is finished already; these are its results.\n",
-                highlight=False, soft_wrap=True,
-            )  # fmt: skip
-            print_summary(load_summary(target), target.url, console)
-            return
-        _require_ready(plan, target)
-        with plan.in_use():
-            summary = carry_out("study", target.url, study=plan.study, store=store)
+    if target.location.has("summary.json"):
+        check_fingerprints(target, plan.study)
+        console.print(
+            f"{target.url} is finished already; these are its results.\n",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
+        print_summary(load_summary(target), target.url, console)
+        return
+    _require_ready(plan, target)
+    check_environment()
+    with plan.in_use():
+        summary = carry_out("study", target.url, study=plan.study, store=store)
     print_summary(Summary.model_validate(summary), target.url, console)
 
 
@@ -119,23 +121,22 @@ def classify(
     ] = None,
 ) -> None:
     """Find the step from which a classifier names the object; a later `run` continues from here."""
-    with server_ahead(study, store, set_):
-        from ldmprobe_core.analysis.classes.records import ClassesRecord
-        from ldmprobe_core.analysis.report.text import classes_line
-        from ldmprobe_core.study.readers.image_folder import list_images
+    plan, target = _plan(study, store, set_)
+    # Imported after the study is read, so that its mistakes are reported without delay.
+    from ldmprobe_core.analysis.classes.records import ClassesRecord
+    from ldmprobe_core.analysis.report.text import classes_line
+    from ldmprobe_core.study.readers.image_folder import list_images
 
-        plan, target = _plan(study, store, set_)
-        if plan.study.labels.classes is None:
-            raise UserError(
-                "labels.class is null, but classify needs it. Fix: give a class labeler."
-            )
-        if photographs is not None:
-            list_images(photographs, plan.study.map_properties)
-        _require_ready(plan, target)
-        with plan.in_use():
-            found = carry_out(
-                "classify", target.url, study=plan.study, store=store, photographs=photographs
-            )
+    if plan.study.labels.classes is None:
+        raise UserError("labels.class is null, but classify needs it. Fix: give a class labeler.")
+    if photographs is not None:
+        list_images(photographs, plan.study.map_properties)
+    _require_ready(plan, target)
+    check_environment()
+    with plan.in_use():
+        found = carry_out(
+            "classify", target.url, study=plan.study, store=store, photographs=photographs
+        )
     console.print(classes_line(ClassesRecord.model_validate(found)), highlight=False)
     print_photographs(found["photographs"], console)
 

@@ -65,16 +65,10 @@ class LocalServer:
     Attributes:
         process: the server's process.
         log: file that contains the server's output.
-        url: URL of its API.
     """
 
     process: subprocess.Popen[bytes]
     log: Path
-    url: str
-
-
-_begun: list[LocalServer] = []
-"""Server that `begin_server` has begun to start, until `start_server` takes it."""
 
 
 @contextmanager
@@ -126,62 +120,15 @@ def prefect_server(may_start: bool = True) -> Iterator[str]:
 
 
 @contextmanager
-def begin_server() -> Iterator[None]:
-    """Begin to start the server that `prefect_server` will need, and do not wait for it.
-
-    A server needs seconds to start, in which this process can import the libraries of a study.
-    Nothing is started if there is a server already.  A server that `prefect_server` has not used is
-    stopped when the ``with`` block ends.
-    """
-    if PREFECT_API_URL.value() or _listens(_usual_port()):
-        yield
-        return
-    server = launch()
-    _begun.append(server)
-    try:
-        yield
-    finally:
-        if server in _begun:
-            _begun.remove(server)
-            server.process.kill()
-            server.process.wait()
-
-
-@contextmanager
 def start_server() -> Iterator[str]:
     """Start a new Prefect server, yield its API's URL, and stop it on exit.
-
-    If `begin_server` has begun to start one, it is that one.
-    """
-    server = _begun.pop() if _begun else launch()
-    process = server.process
-    started_servers.append(server)
-    try:
-        with activity("starting a Prefect server"):
-            wait_for_start(server)
-        yield server.url
-    finally:
-        started_servers.remove(server)
-        if process.poll() is None:
-            # Send the events that are still queued before the server stops.  Otherwise this process
-            # would retry to send them while it exits.
-            EventsWorker.drain_all(timeout=_EVENTS_LIMIT_S, at_exit=False)
-        process.terminate()
-        with activity("stopping the Prefect server"):
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-def launch() -> LocalServer:
-    """Start the process of a new Prefect server, without waiting until it answers.
 
     Its port is LDMPROBE_PREFECT_PORT if that is set and nothing listens there, else a free one.
     """
     port = _usual_port()
     if "LDMPROBE_PREFECT_PORT" not in os.environ or _listens(port):
         port = _free_port()
+    url = f"http://127.0.0.1:{port}/api"
     home = Path(PREFECT_HOME.value())
     home.mkdir(parents=True, exist_ok=True)
     log = home / "ldmprobe-server.log"
@@ -205,13 +152,30 @@ def launch() -> LocalServer:
             start_new_session=True,
             preexec_fn=_die_with_parent if sys.platform == "linux" else None,
         )
-    return LocalServer(process, log, f"http://127.0.0.1:{port}/api")
+    server = LocalServer(process, log)
+    started_servers.append(server)
+    try:
+        with activity("starting a Prefect server"):
+            _wait_for_start(server, url)
+        yield url
+    finally:
+        started_servers.remove(server)
+        if process.poll() is None:
+            # Send the events that are still queued before the server stops.  Otherwise this process
+            # would retry to send them while it exits.
+            EventsWorker.drain_all(timeout=_EVENTS_LIMIT_S, at_exit=False)
+        process.terminate()
+        with activity("stopping the Prefect server"):
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
-def wait_for_start(server: LocalServer) -> None:
+def _wait_for_start(server: LocalServer, url: str) -> None:
     """Wait until a new server answers; raise `RunError` if it ends or takes too long."""
     deadline = time.monotonic() + _START_LIMIT_S
-    while not _answers(server.url):
+    while not _answers(url):
         ended = server.process.poll() is not None
         if ended or time.monotonic() > deadline:
             reason = "" if ended else f" within {_START_LIMIT_S:.0f} s"

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import wraps
 from importlib import import_module
 from typing import Any
 
-from flows.checks.environment import check_environment
 from flows.commands.results import console
 from tasks.display import activity
 
@@ -29,33 +27,6 @@ def carry_out(flow: str, run_url: str, **parameters: Any) -> dict[str, Any]:
     with prefect_server() as api:
         console.print(f"Prefect UI: {ui_url(api)}\nRun: {run_url}\n", highlight=False)
         return run_flow(function, **parameters)
-
-
-@contextmanager
-def server_ahead(study: str, store: str, overrides: list[str] | None) -> Iterator[None]:
-    """Check a study and the environment, and have a Prefect server start during the ``with`` block.
-
-    The block reads the model's configuration and calls `carry_out`, which uses the server.
-
-    Args:
-        study: YAML file, or the name of a built-in study.
-        store: address of the folder or bucket of runs.
-        overrides: values of ``--set``.
-
-    Raises:
-        UserError: the study or the store's address has a mistake, or the environment is unusable.
-    """
-    from ldmprobe_core.storage.filesystem import Location
-    from ldmprobe_core.study.loading import load_study
-
-    # Mistakes are reported within a second or two, before anything is started.
-    Location(store)
-    load_study(study, overrides)
-    check_environment()
-    with activity("loading Prefect"):
-        from flows.server import begin_server
-    with begin_server():
-        yield
 
 
 def with_live_line(command: Callable[..., None]) -> Callable[..., None]:

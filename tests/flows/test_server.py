@@ -10,7 +10,7 @@ from prefect.settings import PREFECT_API_URL, Settings, temporary_settings
 
 import flows.server
 from flows.run_flow import QUIET_S
-from flows.server import RECORDING, WAITING, LocalServer, begin_server, prefect_server
+from flows.server import RECORDING, WAITING, prefect_server
 from infra import event_queue
 from infra.stack import free_ports
 from ldmprobe_core.errors import UserError
@@ -107,73 +107,3 @@ def test_prefect_server_refuses_a_configured_one_that_is_down():
         prefect_server(),
     ):
         pass
-
-
-class Process:
-    """A server's process, of which only the end matters."""
-
-    def __init__(self):
-        self.code = None
-
-    def poll(self):
-        return self.code
-
-    def terminate(self):
-        self.code = -15
-
-    kill = terminate
-
-    def wait(self, _timeout=None):
-        return self.code
-
-
-@pytest.fixture
-def launched(monkeypatch, tmp_path):
-    """Servers whose processes were started; each of them answers at once."""
-    servers = []
-
-    def launch():
-        url = f"http://127.0.0.1:1/{len(servers)}"
-        servers.append(LocalServer(Process(), tmp_path / "log", url))
-        return servers[-1]
-
-    monkeypatch.setattr(flows.server, "launch", launch)
-    monkeypatch.setattr(flows.server, "wait_for_start", lambda server: None)
-    (port,) = free_ports(1)
-    monkeypatch.setenv("LDMPROBE_PREFECT_PORT", str(port))
-    with temporary_settings({PREFECT_API_URL: None}):
-        yield servers
-
-
-def test_prefect_server_uses_the_one_that_has_begun_to_start(launched):
-    with begin_server():
-        assert len(launched) == 1
-        with prefect_server() as url:
-            assert url == launched[0].url
-            assert launched[0].process.poll() is None
-    (server,) = launched
-    assert server.process.poll() is not None
-    with prefect_server() as url:
-        assert url == launched[1].url
-
-
-def test_a_server_that_no_flow_has_used_is_stopped(launched):
-    def fail():
-        raise UserError("model.source: there is none. Fix: name one")
-
-    with pytest.raises(UserError), begin_server():
-        fail()
-    (server,) = launched
-    assert server.process.poll() is not None
-    with prefect_server() as url:
-        assert url == launched[1].url
-
-
-def test_no_server_begins_to_start_where_there_is_one(launched, monkeypatch):
-    with http_server(200, OURS) as port:
-        monkeypatch.setenv("LDMPROBE_PREFECT_PORT", str(port))
-        with begin_server():
-            pass
-    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:1/api"}), begin_server():
-        pass
-    assert launched == []
