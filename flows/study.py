@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from dask.system import CPU_COUNT
 from prefect import flow
 
 from flows.checks.worker_memory import number_with_room, planned_memory, worker_memory_limit
@@ -176,7 +177,9 @@ def _probe(run: RunRef, execution: Execution, left: TimeLeft) -> float:
     machine's memory has room for these.  Dask workers are processes already.
     """
     store, helpers = Run(run.url), 0
-    if execution.runner == "local" and execution.workers > 1:
-        helpers = number_with_room(helper_bytes(store), execution.workers - 1)
-    with cell_helpers(store, helpers):
+    processes = min(execution.workers, CPU_COUNT)
+    if execution.runner == "local" and processes > 1:
+        # This process needs memory for labels and a cell as well.
+        helpers = number_with_room(helper_bytes(store), processes) - 1
+    with cell_helpers(store, max(helpers, 0)):
         return follow("probe", submit_units(probe, units_of(run, "probe")), left).seconds

@@ -112,7 +112,8 @@ class ActivationWriter:
         if self._filled >= BLOCK_BYTES:
             self._submit_block(_AHEAD)
         elif step + 1 == self._steps:
-            # Do not wait here: the parts of the last block together are no larger than a block.
+            # Do not wait here: all parts of the last step together are as large as the block that
+            # would be filling, whose size `peak_activation_bytes` includes.
             self._submit_block(None)
 
     def __exit__(

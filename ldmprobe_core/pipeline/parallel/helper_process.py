@@ -30,11 +30,13 @@ class HelperProcess:
 
     Attributes:
         failure: why the last job has failed that `ask` returned None for; empty before that.
+        closed: whether the ``with`` block of `helper_process` has ended, and the process with it.
     """
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
         self.failure = ""
+        self.closed = False
 
     @property
     def runs(self) -> bool:
@@ -42,7 +44,7 @@ class HelperProcess:
         return self._process.poll() is None
 
     def ask(self, function: str, **job: Any) -> tuple[dict[str, Any], bytes] | None:
-        """Have the process call a function, and wait for the answer.
+        """Have the process call a function, and wait for the answer, for as long as it takes.
 
         One thread at a time may call this method.
 
@@ -58,7 +60,8 @@ class HelperProcess:
         question, answers = self._process.stdin, self._process.stdout
         if question is None or answers is None or question.closed:
             return None
-        with suppress(BrokenPipeError):
+        # The pipe is broken if the process has ended, and closed if the ``with`` block has.
+        with suppress(BrokenPipeError, ValueError):
             question.write(json.dumps([function, job]).encode() + b"\n")
             question.flush()
         with suppress(ValueError, TypeError, KeyError):
@@ -100,9 +103,11 @@ def helper_process(*modules: str) -> Iterator[HelperProcess | None]:
         yield None
         return
     with process:
+        helper = HelperProcess(process)
         try:
-            yield HelperProcess(process)
+            yield helper
         finally:
+            helper.closed = True
             process.kill()
 
 
@@ -131,11 +136,11 @@ def answer_jobs(modules: list[str]) -> None:
             function, job = json.loads(jobs.get())
             module, _, name = function.partition(":")
             record, content = getattr(import_module(module), name)(**job)
-            header = {"record": record, "bytes": len(content)}
+            header = json.dumps({"record": record, "bytes": len(content)})
         except Exception as error:
             # The first process does the job again, and raises the error where its user sees it.
-            header = {"error": f"{type(error).__name__}: {error}"}
-        answers.write(json.dumps(header).encode() + b"\n" + content)
+            header, content = json.dumps({"error": f"{type(error).__name__}: {error}"}), b""
+        answers.write(header.encode() + b"\n" + content)
         answers.flush()
 
 

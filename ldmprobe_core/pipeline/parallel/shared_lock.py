@@ -83,8 +83,10 @@ class SharedExclusiveLock:
         with self._changed:
             self._computing -= 1
             self._changed.notify_all()
-            self._changed.wait_for(lambda: not (self._loading or self._waiting))
-            self._computing += 1
+            try:
+                self._changed.wait_for(lambda: not (self._loading or self._waiting))
+            finally:
+                self._computing += 1
 
     @property
     def _is_computing(self) -> bool:
