@@ -52,10 +52,7 @@ def label_batch(url: str, batch: int) -> dict[str, Any]:
     count, written = len(final), 0
     labels = _label(run, final, members)
     if batch == 0:
-        for name, alone in _label(run, final[:1], members[:1]).items():
-            require_repeatable(
-                "class" if name == CLASS_SCORE else name, labels[name], alone, members[0]
-            )
+        _require_sound(run, final, members, labels)
     for prop in study.labels.maps:
         if prop not in labels:
             labels[prop] = run.read("exact_maps", prop, sample=region)
@@ -72,6 +69,31 @@ def label_batch(url: str, batch: int) -> dict[str, Any]:
         written += _write(run, f"labels_{source}", of_steps, rows)
     run.progress.mark_done(LABEL, batch)
     return {"images": count, "seconds": time.monotonic() - started, "bytes": written}
+
+
+def _require_sound(
+    run: Run, images: np.ndarray, members: range, labels: dict[str, np.ndarray]
+) -> None:
+    """Check that labels are functions of single images, and that labelers left the images alone.
+
+    Args:
+        run: run of the labelers.
+        images: images of the first batch, (n, y, x, rgb), as they are after labeling.
+        members: indices of the batch's samples.
+        labels: their labels by array name.
+
+    Raises:
+        RunError: a label differs without the other images, or a labeler has changed the images.
+    """
+    stored = run.read("images", "image", sample=slice(members.start, members.stop))
+    if not np.array_equal(images, stored):
+        raise RunError(
+            "labels: a labeler changes the images that it gets, which other labelers get too "
+            f"({', '.join(labels)}). Fix: let it work on a copy, images.copy()"
+        )
+    for name, alone in _label(run, images[:1], members[:1]).items():
+        prop = CLASS if name == CLASS_SCORE else name
+        require_repeatable(prop, labels[name], alone, members[0])
 
 
 def _label(

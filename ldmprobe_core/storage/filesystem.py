@@ -65,8 +65,9 @@ def normal_url(url: str) -> str:
     relative path differently.
 
     Raises:
-        UserError: the URL is empty or not printable, begins or ends with a space, has an unknown
-            protocol, names no bucket, or has a part that is empty, ``.``, ``..`` or not a key.
+        UserError: the URL is empty or not printable, begins or ends with a space, begins with an
+            unknown user or a variable, has an unknown protocol, names no bucket, or has a part that
+            is empty, ``.``, ``..`` or not a key.
     """
 
     def address_error(problem: str) -> UserError:
@@ -85,7 +86,13 @@ def normal_url(url: str) -> str:
         sizes = [len(part.encode(errors="replace")) for part in url.split("/")]
         if sum(sizes) > 4096 or max(sizes) > 255:
             raise address_error("it is too long for a path")
-        return "/" + os.path.abspath(os.path.expanduser(url)).lstrip("/")
+        folder = os.path.expanduser(url)
+        if folder.startswith("~"):
+            raise address_error("the user after '~' is unknown")
+        if re.match(r"\$\{?[A-Za-z_]", folder):
+            # Only a shell replaces it: a deployment's parameter or a program's text stays as it is.
+            raise address_error("it begins with a variable, which is not replaced")
+        return "/" + os.path.abspath(folder).lstrip("/")
     if (protocol := protocol.lower()) not in ("s3", "memory"):
         raise address_error(f"the protocol {protocol!r:.20} is not s3")
     parts = rest.rstrip("/").split("/")

@@ -133,7 +133,7 @@ def sentence(error: ValidationError, model: type[BaseModel] = Study, noun: str =
     if first["type"] == "extra_forbidden":
         name = f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
         known = _known_keys(first["loc"], model, name)
-        return f"{field} is not a key of {name}; {known}. Fix: use one of these keys"
+        return f"{field or repr('')} is not a key of {name}; {known}. Fix: use one of these keys"
     if first["type"] == "value_error":
         message = first["msg"].removeprefix("Value error, ")
         return f"{field}: {message}" if field else message

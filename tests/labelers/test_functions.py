@@ -40,6 +40,16 @@ MODULE = """
 
     logits.classes = ("one", "two")
 
+    class Writing:
+        units, classes = "row", ()
+
+        def __init__(self, spec, device):
+            pass
+
+        def __call__(self, images):
+            images[:, 0] = 0
+            return images[..., 1].astype(np.float32)
+
     def classes_of(images):
         return np.full((len(images), 2), 0.5)
 
@@ -95,6 +105,7 @@ def test_step_labels_of_an_own_labeler_keep_values_beyond_float16(tiny_study, tm
     ("prop", "labeler", "words"),
     [
         ("shading", "of_the_batch", r"labels\.shading: .* another label .* depend on this image"),
+        ("shading", "Writing", r"labels: a labeler changes the images .*images\.copy"),
         ("shading", "drawn", r"labels\.shading: .* the same label each time"),
         ("class", "logits", r"labels\.class: .*class probabilities range from 0 to .*, not from 0"),
     ],

@@ -85,6 +85,7 @@ def test_writing_below_a_file_names_the_file(tmp_path):
         ("/runs//x/../y/", "/runs/y"),
         ("//runs", "/runs"),
         ("/", "/"),
+        ("/a/$b/~c", "/a/$b/~c"),
     ],
 )
 def test_normal_url_has_one_spelling(url, expected):
@@ -98,7 +99,7 @@ def test_normal_url_has_one_spelling(url, expected):
         "s3://runs/ /x", "s3://runs/a/../b", "s3://runs/./b", "s3://..", "s3:runs/x", "s3:/runs/x",
         "s3://r", "s3://a b/c", "s3://key:secret@runs/x", "s3://runs/x?versionId=3", "s3://runs/x#y",
         "s3://runs/%2e%2e/x", "s3://runs/*", "file:///tmp/x", "gs://bucket/x", "https://host/x",
-        "://x",
+        "://x", "~no-such-user/x", "$HOME/x", "${STORE}/x",
     ],
 )  # fmt: skip
 def test_normal_url_refuses_malformed_addresses(url):

@@ -104,6 +104,7 @@ def test_parse_study_names_the_field_once_with_a_remedy(content, words):
         ("prompts: {files: {a: b}}", "prompts.files.a is 'a': there is no such choice. Fix: give"),
         ("properties: {dark: {title: d}}", "properties.dark.kind: this key is missing. Fix: add"),
         ("list-x: 3", "list-x is not a key of a study; "),
+        ("'': 3", ": '' is not a key of a study; "),
         ("prompts: {function-a: 1}", "prompts.function-a is not a key of "),
         ("properties: {list-a: {kind: maks}}", "properties.list-a.kind is 'maks'"),
         ("3: 4", "3: this key is not text. Fix: put it in quotes"),
