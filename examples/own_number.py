@@ -2,8 +2,6 @@
 
 import sys
 
-import numpy as np
-
 import ldmprobe as lp
 from examples.first_study import SMALL
 
@@ -22,7 +20,8 @@ def main(store: str = "runs", overrides: dict = SMALL) -> lp.Run:
     run = lp.run_study(lp.load_study("tabletop", {**overrides, **labels}), store)
     result = run.summary.numbers["size"]
     print(f"rank correlation: {result.best.spearman} in {result.best.layer}, p = {result.p}")
-    print(f"from the prompt: {result.prompt}; largest of permutations: {np.max(result.shuffled)}")
+    permuted = max((one for one in result.shuffled if one is not None), default=None)
+    print(f"from the prompt: {result.prompt}; largest of permutations: {permuted}")
     return run
 
 

@@ -284,7 +284,7 @@ def intervene(
     from ldmprobe_core.interventions.stages import create_intervention, edit_batch, edit_units
     from ldmprobe_core.pipeline.model_cache import use_pipeline
 
-    _require_runs(run)
+    _require_runs("run", run)
     content = {"prop": prop, **settings} | ({} if samples is None else {"samples": samples})
     if shift is not None and "targets" in settings:
         raise UserError(f"shift: given together with targets ({shift}). Fix: leave out one.")
@@ -333,7 +333,7 @@ def compare(runs: Sequence[StoredRun]) -> list[dict[str, str]]:
             f"runs: {runs!r:.80} is not a list ({type(runs).__name__}). Fix: give a list of two or "
             "more opened runs"
         )
-    _require_runs(*runs)
+    _require_runs("runs", *runs)
     with reading(f"lp.compare (process {os.getpid()})", *(run.url for run in runs)):
         return comparison.compare(list(runs))
 
@@ -353,7 +353,7 @@ def write_report(run: StoredRun) -> str:
     """
     from ldmprobe_core.analysis.report.build import rebuild_report
 
-    _require_runs(run)
+    _require_runs("run", run)
     with reading(f"lp.write_report (process {os.getpid()})", run.url):
         rebuild_report(run)
     return f"{run.url}/report/index.html"
@@ -368,10 +368,11 @@ def _require_study(study: Any) -> None:
         )
 
 
-def _require_runs(*runs: Any) -> None:
-    """Raise `UserError` for anything but runs, such as the address of one."""
+def _require_runs(argument: str, *runs: Any) -> None:
+    """Raise `UserError` for anything but runs, such as the address of one, in an argument."""
     for run in runs:
         if not isinstance(run, StoredRun):
             raise UserError(
-                f"runs: {run!r:.80} is no run ({type(run).__name__}). Fix: open it with lp.open_run"
+                f"{argument}: {run!r:.80} is no run ({type(run).__name__}). Fix: open it with "
+                "lp.open_run"
             )

@@ -167,10 +167,11 @@ def _write(run: Run, group: str, labels: dict[str, np.ndarray], rows: slice) -> 
         with np.errstate(over="ignore"):
             stored[name] = values.astype(dtype)
         if np.isinf(stored[name]).any():
+            prop = CLASS if name == CLASS_SCORE else name
             raise RunError(
-                f"labels.{name}: the labeler's value {np.abs(values).max():g} of a step image is "
-                "too large for float16, in which the run stores it. Fix: let the labeler return "
-                "values below 65,504, and begin a new run"
+                f"labels.{prop}: the labeler's value {np.abs(values).max():g} is too large for "
+                f"{dtype}, in which the run stores it in {group}. Fix: let the labeler return "
+                f"values below {np.finfo(dtype).max:g}, and begin a new run"
             )
     run.write(group, stored, sample=rows)
     return sum(values.nbytes for values in stored.values())

@@ -88,7 +88,9 @@ def score_measured(
     """
     partly = partly_measured(truth)
     if partly is None:
-        return function(predicted, truth, *covariates)
+        # A mask is float if others of its array have unmeasured pixels.
+        dtype = bool if predicted.dtype == bool else truth.dtype
+        return function(predicted, truth.astype(dtype, copy=False), *covariates)
     scores = np.full(len(truth), np.nan)
     every = np.broadcast_to(predicted, truth.shape)
     for i, (guess, label) in enumerate(zip(every, truth, strict=True)):

@@ -163,6 +163,7 @@ class RankedMaps:
         Returns:
             (n,) float64; NaN where a map is constant or has non-finite values.
         """
+        self.rank(np.arange(first, first + len(flat)))
         count = flat.shape[1]
         centred_ranks = np.arange(count) - (count - 1) / 2
         correlations, start = np.empty(len(flat)), 0

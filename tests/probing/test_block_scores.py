@@ -69,10 +69,7 @@ def test_label_sets_with_other_heldout_samples_score_their_own(prop, missing, rn
             tokens = rng.random((len(heldout), *grid))
             found = labels.scorer(prop, grid).scores(tokens, 0.4)
             big = block_scores.upsample(tokens, (8, 6))
-            own = truth[heldout]
-            if prop == "foreground" and not np.isnan(own).any():
-                own = own.astype(bool)
-            expected = metrics.score_maps(prop, big, own, mean_map, grid, 0.4)
+            expected = metrics.score_maps(prop, big, truth[heldout], mean_map, grid, 0.4)
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
     truth = ~truth if truth.dtype == bool else 1 - truth
     other = replace(first, maps={prop: truth}).scorer(prop, (4, 3))
