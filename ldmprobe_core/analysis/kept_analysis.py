@@ -102,7 +102,8 @@ def inputs_digest(run: Run, labels: LabelSet) -> str | None:
     arrays |= {f"scores/{prop}": run.read(f"scores/{prop}", "score") for prop in study.labels.maps}
     for name, values in arrays.items():
         shape = f"{name} {values.dtype} {values.shape}"
-        digest.update(shape.encode() + hashlib.sha256(values.tobytes()).digest())
+        content = hashlib.sha256(np.ascontiguousarray(values).data)
+        digest.update(shape.encode() + content.digest())
     return digest.hexdigest()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
 
@@ -68,7 +69,7 @@ def _argsort_with_ties(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     scaled += 2.0**52
     keys = scaled.view(np.int64)
     keys <<= index_bits
-    keys |= np.arange(count)
+    keys |= _pixel_numbers(count)
     keys.sort(axis=1)
     order = keys & ((1 << index_bits) - 1)
     order += count * np.arange(n)[:, None]
@@ -87,6 +88,14 @@ def _argsort_with_ties(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         order[row] = own + row * count
         tied[row, 1:] = flat[row, own[1:]] == flat[row, own[:-1]]
     return order, tied
+
+
+@lru_cache(maxsize=4)
+def _pixel_numbers(count: int) -> np.ndarray:
+    """Return the numbers 0 to count - 1, read-only; creating them anew for each map is slow."""
+    numbers = np.arange(count)
+    numbers.setflags(write=False)
+    return numbers
 
 
 def _sorted_ranks(tied: np.ndarray) -> np.ndarray:
@@ -164,23 +173,15 @@ class RankedMaps:
             (n,) float64; NaN where a map is constant or has non-finite values.
         """
         self.rank(np.arange(first, first + len(flat)))
-        count = flat.shape[1]
-        centred_ranks = np.arange(count) - (count - 1) / 2
         correlations, start = np.empty(len(flat)), 0
         for chunk in iter_chunks(flat):
             rows, stop = slice(first + start, first + start + len(chunk)), start + len(chunk)
-            correlations[start:stop] = self._chunk_correlation(chunk, rows, centred_ranks)
+            correlations[start:stop] = self._chunk_correlation(chunk, rows)
             start = stop
         return correlations
 
-    def _chunk_correlation(
-        self, flat: np.ndarray, rows: slice, centred_ranks: np.ndarray
-    ) -> np.ndarray:
-        """Rank-correlate the rows of ``flat`` with the stored maps in the slice ``rows``, (n,).
-
-        Args:
-            centred_ranks: centred ranks of a sorted map without ties, (pixel,).
-        """
+    def _chunk_correlation(self, flat: np.ndarray, rows: slice) -> np.ndarray:
+        """Rank-correlate the rows of ``flat`` with the stored maps in the slice ``rows``, (n,)."""
         count = flat.shape[1]
         centred, deviation = self.centred[rows], self.deviation[rows]
         if flat.dtype == np.float16 and count >= COUNTING_SORT_PIXELS:
@@ -189,6 +190,7 @@ class RankedMaps:
         order, tied = _argsort_with_ties(flat)
         undefined, with_ties = ~np.isfinite(flat).all(1), tied.any(1)
         # Without ties, it suffices to reorder the stored ranks.
+        centred_ranks = _pixel_numbers(count) - (count - 1) / 2
         covariance = centred.ravel().take(order) @ centred_ranks / count
         correlations = covariance / (np.sqrt((count**2 - 1) / 12) * deviation)
         if with_ties.any():

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
+import numpy as np
 import zarr
 from zarr.abc.store import Store
 from zarr.errors import ZarrUserWarning
@@ -111,3 +112,57 @@ def dimensions(array: Any) -> tuple[str, ...]:
             "Fix: remove this array from the run, or put back the original"
         )
     return tuple(str(name) for name in names)
+
+
+def read_selection(array: zarr.Array[Any], index: tuple[Any, ...], in_turn: bool) -> np.ndarray:
+    """Read a part of an array, as ``array.oindex`` does.
+
+    Zarr copies element by element if a dimension has an array of indices, which takes several times
+    as long as copying slices.  Consecutive indices are therefore read as a slice.
+
+    Args:
+        array: array to read.
+        index: for each dimension an integer, a slice or an array of indices.
+        in_turn: whether to read several slices one after another, for indices along a dimension
+            whose chunks have length 1; otherwise all their chunks are requested at once.
+    """
+    index = tuple(_as_slice(part, size) for part, size in zip(index, array.shape, strict=True))
+    lists = [axis for axis, part in enumerate(index) if isinstance(part, np.ndarray)]
+    if not lists:
+        return np.asarray(array[index])
+    axis = lists[0]
+    own = index[axis]
+    if (
+        len(lists) > 1
+        or not in_turn
+        or array.chunks[axis] != 1
+        or own.dtype == bool
+        or own.size < 2
+    ):
+        return np.asarray(array.oindex[index])
+    ends = [*(np.flatnonzero(np.diff(own) != 1) + 1), len(own)]
+    out_axis = axis - sum(isinstance(part, (int, np.integer)) for part in index[:axis])
+    found, start = np.empty(0), 0
+    for end in ends:
+        part = _as_slice(own[start:end], array.shape[axis])
+        values = np.asarray(array.oindex[(*index[:axis], part, *index[axis + 1 :])])
+        if not start:
+            shape = (*values.shape[:out_axis], len(own), *values.shape[out_axis + 1 :])
+            found = np.empty(shape, values.dtype)
+        found[(slice(None),) * out_axis + (slice(start, end),)] = values
+        start = end
+    return found
+
+
+def _as_slice(part: Any, size: int) -> Any:
+    """Convert consecutive indices of a dimension of the given size to a slice, and lists to arrays.
+
+    Integers and slices are unchanged.
+    """
+    if isinstance(part, (int, np.integer, slice)):
+        return part
+    indices = np.asarray(part)
+    consecutive = indices.dtype.kind in "iu" and indices.ndim == 1 and len(indices) > 0
+    if consecutive and indices[0] >= 0 and indices[-1] < size and (np.diff(indices) == 1).all():
+        return slice(int(indices[0]), int(indices[-1]) + 1)
+    return indices

@@ -61,6 +61,7 @@ from ldmprobe_core.storage.nodes import (
     metadata_error,
     open_array,
     open_group,
+    read_selection,
 )
 from ldmprobe_core.storage.probe_schema import RunShape
 from ldmprobe_core.storage.progress import Progress
@@ -361,7 +362,7 @@ class Run:
         """
         array = open_array(self.zarr_store(require_complete=True), self.url, f"{group}/{name}")
         index = tuple(selection.get(dim, slice(None)) for dim in dimensions(array))
-        return np.asarray(array.oindex[index])
+        return read_selection(array, index, in_turn=not self.location.remote)
 
 
 def _consolidate(store: Store) -> None:
