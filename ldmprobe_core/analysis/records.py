@@ -50,6 +50,10 @@ class CellRecord(Record):
     partial: Interval | None = None
     other: dict[str, Interval] = Field(default_factory=dict)
 
+    def __str__(self) -> str:
+        """Name the cell with its probe and score, in one line."""
+        return f"step {self.step}, {self.layer}, {self.kind}: {self.metric} {self.score}"
+
 
 class LayerRecord(Record):
     """Layer and kind of probe for which the summary reports scores over all steps.

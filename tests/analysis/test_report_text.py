@@ -141,6 +141,7 @@ def test_best_rows_with_absent_and_undefined_values():
     assert row["at"] == "step 9, a.attn1, ridge"
     assert number(Interval(mean=None, low=None, high=None)) == "–"
     assert number(Interval(mean=0.5, low=None, high=None)) == "0.50"
+    assert str(Interval(mean=None, low=None, high=None)) == "–"
     assert number(None) == "–"
 
 
@@ -310,6 +311,12 @@ def test_overview_names_an_order_only_if_the_interval_of_the_lead_excludes_zero(
     )
     (line,) = overview_sentences(made)
     assert f"The labeler reaches that half {text} in the decoded latents" in line
+
+
+def test_best_cell_prints_as_a_line():
+    best = summary(0.3, 0.2, 0.1).properties["depth"].best
+    line = "step 9, a.transformer_blocks.0.attn1, ridge: spearman 0.60 [0.55, 0.65]"
+    assert f"{best}" == line
 
 
 def test_warnings_name_what_is_unusual_and_no_zeros():

@@ -1,7 +1,10 @@
 """Messages of ``ldmprobe intervene`` about wrong options."""
 
+import shlex
+
 import pytest
 
+from benchmarks.intervention_results import COMMANDS, settings_of
 from flows import cli
 from flows.commands import intervene
 from ldmprobe_core.interventions.targets import Target
@@ -61,3 +64,8 @@ def test_cli_intervene_published_takes_the_published_settings_and_kind(settings_
     assert (spec.kind, spec.targets) == ("plain_ridge", (Target(mirror=True, stretch=9.0),))
     assert settings_of_call("--published", "--steps", "2") is None
     assert "steps: it is one of the published settings (2)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_documented_commands_have_the_settings_of_the_committed_results(name, settings_of_call):
+    assert settings_of_call(*shlex.split(COMMANDS[name])) == settings_of(COMMANDS[name])

@@ -68,15 +68,8 @@ def short_layer(layer: str) -> str:
 
 
 def number(interval: Interval | None) -> str:
-    """Format a mean with its interval, as ``0.83 [0.80, 0.86]``; a dash if the mean is undefined.
-
-    If the interval is undefined, only the mean is given.
-    """
-    if interval is None or interval.mean is None:
-        return "–"
-    if interval.low is None:
-        return f"{interval.mean:.2f}"
-    return f"{interval.mean:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+    """Format a mean with its interval, as `Interval` does; a dash if there is none."""
+    return "–" if interval is None else str(interval)
 
 
 def step(value: Crossing) -> str:

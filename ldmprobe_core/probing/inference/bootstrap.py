@@ -33,6 +33,17 @@ class Interval(BaseModel):
     low: float | None
     high: float | None
 
+    def __str__(self) -> str:
+        """Format the mean with its interval, as ``0.83 [0.80, 0.86]``; a dash if it is undefined.
+
+        If the interval is undefined, only the mean is given.
+        """
+        if self.mean is None:
+            return "–"
+        if self.low is None:
+            return f"{self.mean:.2f}"
+        return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
 
 class Bootstrap:
     """Cluster bootstrap that resamples prompts and, if they are known, categories.
