@@ -14,6 +14,7 @@ from ldmprobe_core.models.loading import load_pipeline
 from ldmprobe_core.models.output_checks import (
     NonFiniteError,
     require_finite,
+    require_repeatable,
     require_shares,
     require_varied,
 )
@@ -88,3 +89,31 @@ def test_require_shares_names_the_sample_and_the_range(low, high):
     with pytest.raises(RunError, match=rf"labels\.m: .*{low:g} to {high:g}, .*sample 21.*Fix: let"):
         require_shares("m", values, [20, 21])
     require_shares("m", np.linspace(-0.009, 1.009, 16).reshape(4, 2, 2), [20, 21])
+
+
+RNG = np.random.default_rng(0)
+VARIED = RNG.random((3, 4, 4), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("labels", "difference"),
+    [
+        (VARIED, 0.005),
+        (np.full((3, 4, 4), 0.3, np.float32), 3e-8),
+        (np.zeros((3, 4, 4), np.float32), 1e-8),
+        (np.full((3,), 250.0, np.float32), 1e-3),
+    ],
+    ids=["varied", "constant", "empty mask", "equal numbers"],
+)
+def test_require_repeatable_allows_what_rounding_changes(labels, difference):
+    require_repeatable("depth", labels, labels[:1] + np.float32(difference), 7)
+
+
+@pytest.mark.parametrize(
+    ("labels", "difference"),
+    [(VARIED, 0.05), (np.full((3, 4, 4), 0.3, np.float32), 0.001), (np.full((3,), 250.0), 0.1)],
+    ids=["varied", "constant", "equal numbers"],
+)
+def test_require_repeatable_names_the_sample_whose_label_differs(labels, difference):
+    with pytest.raises(RunError, match=r"labels\.depth: .* sample 7 another label .*Fix: let"):
+        require_repeatable("depth", labels, labels[:1] + difference, 7)

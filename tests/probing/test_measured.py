@@ -320,3 +320,17 @@ def test_cell_scores_of_held_out_samples_leave_out_pixels_not_measured(data, lab
             truth, big = maps[prop][labels.heldout], upsample(tokens, SIZE)
             expected = expected_scores(prop, big, truth, labels.means[prop], cut)
             np.testing.assert_allclose(result.scores[prop][row], expected, atol=1e-5)
+
+
+def test_masks_stored_as_floats_are_scored_where_every_pixel_is_measured():
+    """Another mask of the array, such as one of a training sample, has unmeasured pixels."""
+    rng = np.random.default_rng(4)
+    masks = rng.random((3, 6, 12)) > 0.5
+    predicted = rng.random((3, 6, 12)) > 0.5
+    expected = metrics.dice(predicted, masks)
+    np.testing.assert_array_equal(
+        score_measured(metrics.dice, predicted, masks.astype(np.float32)), expected
+    )
+    np.testing.assert_allclose(
+        expected, [f1_score(m.ravel(), p.ravel()) for m, p in zip(masks, predicted, strict=True)]
+    )
