@@ -19,9 +19,12 @@ from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 from run_helpers import assert_same, carry_out, small_study
 
 from flows import cli
+from flows import study as study_flow
 from flows.run_lock import task_runs
 from flows.server import prefect_server
 from infra.stack import free_ports
+from ldmprobe_core.pipeline.parallel import cells
+from ldmprobe_core.pipeline.parallel.helper_process import HelperProcess
 from ldmprobe_core.pipeline.planning import plan
 from ldmprobe_core.storage.lease import hold_lease
 from ldmprobe_core.storage.run import Run
@@ -145,6 +148,28 @@ def test_run_plans_and_resolves_a_study_once(prefect_api, tiny_model, tmp_path, 
     each = sum(size for use, size in of_one.items() if use != "libraries")
     assert memory["planned"] == of_one["libraries"] + study.execution.workers * each
     assert 10**8 < memory["measured"] <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@pytest.mark.slow
+def test_run_with_a_helper_process_stores_the_bytes_of_one_process(
+    reference, prefect_api, tmp_path, monkeypatch
+):
+    path, plain = reference
+    answers, ask = [], HelperProcess.ask
+
+    def noted(helper, function, **job):
+        answers.append(ask(helper, function, **job))
+        return answers[-1]
+
+    monkeypatch.setattr(HelperProcess, "ask", noted)
+    monkeypatch.setattr(cells, "SMALLEST_WORK", 1)
+    monkeypatch.setattr(study_flow, "CPU_COUNT", 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    cli.run(str(path), str(tmp_path / "runs"), ["execution.workers=2"])
+    assert answers
+    assert None not in answers
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert_same(Run(str(folder)), plain)
 
 
 @pytest.mark.slow
