@@ -18,7 +18,7 @@ from ldmprobe_core.analysis.parts.sharing import compute_parts
 JOBS = [{"kind": "resplits", "name": f"layer {i}"} for i in range(6)]
 
 
-def part(name):
+def values_of(name):
     rng = np.random.default_rng(int(name.split()[1]))
     return {"depth": (rng.random((2, 3)), rng.random((2, 4)))}
 
@@ -43,11 +43,11 @@ class Second:
             future.result()
         return future
 
-    def ask(self, job):
+    def ask(self, function, url, part):
         if len(self.asked) == self.answers:
             return None
-        self.asked.append(job["name"])
-        record, arrays = part_to_message(job, part(job["name"]))
+        self.asked.append(part["name"])
+        record, arrays = part_to_message(part, values_of(part["name"]))
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)
         return record, buffer.getvalue()
@@ -59,7 +59,7 @@ def test_every_part_is_computed_once_in_the_order_of_the_jobs(answers):
 
     def compute(job):
         here.append(job["name"])
-        return part(job["name"])
+        return values_of(job["name"])
 
     parts = compute_parts(run, JOBS, compute, second)
     assert sorted(second.asked + here) == [job["name"] for job in JOBS]
@@ -67,7 +67,7 @@ def test_every_part_is_computed_once_in_the_order_of_the_jobs(answers):
     if answers:
         assert second.warned == (answers < len(JOBS))
     for job, found in zip(JOBS, parts, strict=True):
-        for one, other in zip(found["depth"], part(job["name"])["depth"], strict=True):
+        for one, other in zip(found["depth"], values_of(job["name"])["depth"], strict=True):
             assert one.tobytes() == other.tobytes()
 
 
