@@ -61,7 +61,7 @@ def model_access(study: Study) -> AbstractContextManager[Any]:
 
 
 def let_other_threads_load() -> None:
-    """Let threads of this process that wait to load a model do so before this thread goes on.
+    """Let threads of this process that wait to load a model do so before this thread continues.
 
     Call this function between two steps of a computation inside the block of `model_access`.  The
     second worker of a run would otherwise load its models only after the first one's batch.

@@ -92,7 +92,7 @@ def _argsort_with_ties(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @lru_cache(maxsize=4)
 def _pixel_numbers(count: int) -> np.ndarray:
-    """Return the numbers 0 to count - 1, read-only; creating them anew for each map is slow."""
+    """Return the numbers 0 to count - 1, read-only, since creating them for each map is slow."""
     numbers = np.arange(count)
     numbers.setflags(write=False)
     return numbers

@@ -30,7 +30,8 @@ from ldmprobe_core.study.properties import property_of
 PART_BYTES = 16 << 20
 """Largest number of bytes of the float64 maps that `position_scores` scores at once.
 
-Memory of this size is used again for the next maps; the system provides larger parts anew.
+Memory of this size is used again for the next maps; larger parts are requested from the system each
+time.
 """
 
 
