@@ -30,7 +30,7 @@ SMALLEST_WORK = 10_000
 Loading its libraries takes some four seconds of a CPU.  A cell of 240 images takes half a second.
 """
 
-LIBRARY_BYTES = 720 << 20
+HELPER_LIBRARY_BYTES = 720 << 20
 """Memory of a helper process that has loaded its libraries, with PyTorch 2.14 on Linux."""
 
 _LOGGER = logging.getLogger(__name__)
@@ -151,7 +151,7 @@ def helper_bytes(run: Run) -> int:
         (run.open(f"activations/{layer}").activation[:, :1].nbytes for layer in run.layers),
         default=0,
     )
-    return LIBRARY_BYTES + 4 * labels + 10 * cell
+    return HELPER_LIBRARY_BYTES + 4 * labels + 10 * cell
 
 
 def _number_that_pays(run: Run) -> int:

@@ -172,7 +172,7 @@ def test_memory_of_a_helper_grows_with_labels_and_cells(finished_run, monkeypatc
         for layer in finished_run.layers
     )
     size = cells.helper_bytes(finished_run)
-    monkeypatch.setattr(cells, "LIBRARY_BYTES", 0)
+    monkeypatch.setattr(cells, "HELPER_LIBRARY_BYTES", 0)
     rest = cells.helper_bytes(finished_run)
     assert size - rest == 720 << 20
     assert rest >= labels + 5 * cell
