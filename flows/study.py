@@ -20,7 +20,11 @@ from flows.scheduling.conclusion import conclude
 from flows.scheduling.settings import Schedule, scheduled_date, summary_if_finished, wait_of
 from flows.workers import gpu_resources, submit_units, workers_of
 from ldmprobe_core.analysis.records import PeakRecord, peak_records
-from ldmprobe_core.pipeline.parallel.cells import cell_helpers, helper_bytes
+from ldmprobe_core.pipeline.parallel.cells import (
+    cell_helpers,
+    helper_bytes,
+    helpers_that_pay,
+)
 from ldmprobe_core.pipeline.planning.plan import StudyPlan
 from ldmprobe_core.pipeline.planning.rolling_seed import with_rolling_seed
 from ldmprobe_core.storage.lease import Lease
@@ -177,9 +181,11 @@ def _probe(run: RunRef, execution: Execution, left: TimeLeft) -> float:
     machine's memory has room for these.  Dask workers are processes already.
     """
     store, helpers = Run(run.url), 0
-    processes = min(execution.workers, CPU_COUNT)
-    if execution.runner == "local" and processes > 1:
+    if execution.runner == "local":
+        helpers = min(execution.workers - 1, CPU_COUNT - 1, helpers_that_pay(store))
+    # The size is asked for only if cells are left: activations of a finished run may be deleted.
+    if helpers > 0:
         # This process needs memory for labels and a cell as well.
-        helpers = number_with_room(helper_bytes(store), processes) - 1
+        helpers = number_with_room(helper_bytes(store), helpers + 1) - 1
     with cell_helpers(store, max(helpers, 0)):
         return follow("probe", submit_units(probe, units_of(run, "probe")), left).seconds

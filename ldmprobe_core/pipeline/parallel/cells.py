@@ -123,7 +123,7 @@ def cell_helpers(run: Run, most: int) -> Iterator[int]:
         the number of helper processes started.
     """
     global _helpers
-    number = min(most, _number_that_pays(run)) if _is_known_to_helpers(run) else 0
+    number = min(most, helpers_that_pay(run))
     with ExitStack() as stack:
         started = [
             stack.enter_context(helper_process(answer_cell.__module__)) for _ in range(number)
@@ -154,8 +154,10 @@ def helper_bytes(run: Run) -> int:
     return HELPER_LIBRARY_BYTES + 4 * labels + 10 * cell
 
 
-def _number_that_pays(run: Run) -> int:
+def helpers_that_pay(run: Run) -> int:
     """Return the largest number of helper processes that pay for the cells that are left."""
+    if not _is_known_to_helpers(run):
+        return 0
     left = np.count_nonzero(~run.progress.completed(PROBE))
     return int(run.n_stored * left // SMALLEST_WORK)
 
