@@ -59,3 +59,14 @@ def partial_coverage(run: Run, heldout: np.ndarray) -> dict[str, Coverage]:
                 index, {split: counts[split] for split in SPLITS}, np.isin(heldout, index)
             )
     return covered
+
+
+def partial_inputs(run: Run, heldout: np.ndarray) -> dict[str, dict[str, int]]:
+    """Count the samples of each split of input controls that cover only some, by name.
+
+    Args:
+        run: run of the controls.
+        heldout: indices of the held-out samples.
+    """
+    covered = partial_coverage(run, heldout)
+    return {name: part.counts for name, part in covered.items() if name in run.study.input_controls}

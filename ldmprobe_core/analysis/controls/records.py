@@ -181,6 +181,9 @@ class VectorRecord(Record):
         less_position: angle of the best cell less that of `position`.
         inputs: input controls by name, each in its own best cell.
         less_inputs: angle of the best cell less that of each of them.
+        partial_inputs: number of samples of each split on which an input control was computed, by
+            name, where these are not all.  Its probes have fewer training samples than the best
+            cell's then, which may be a part of the difference.
         exact: scores on ground-truth maps; None if the source images have none of the property.
     """
 
@@ -192,6 +195,7 @@ class VectorRecord(Record):
     less_position: Interval
     inputs: dict[str, VectorScore]
     less_inputs: dict[str, Interval]
+    partial_inputs: dict[str, dict[str, int]] = {}
     exact: VectorExact | None
 
 
@@ -237,6 +241,9 @@ class ClassMapRecord(Record):
         above_position: mean IoU of the best cell less that of `position`.
         inputs: input controls by name, each in its own best cell.
         above_inputs: mean IoU of the best cell less that of each of them.
+        partial_inputs: number of samples of each split on which an input control was computed, by
+            name, where these are not all.  Its probes have fewer training samples than the best
+            cell's then, which may be a part of the difference.
         exact: scores on ground-truth maps; None if the source images have none of the property.
     """
 
@@ -248,6 +255,7 @@ class ClassMapRecord(Record):
     above_position: Interval
     inputs: dict[str, ClassMapScore]
     above_inputs: dict[str, Interval]
+    partial_inputs: dict[str, dict[str, int]] = {}
     exact: ClassMapExact | None
 
 
@@ -279,6 +287,9 @@ class NumberRecord(Record):
             of the best cell is undefined.
         inputs: input controls by name, each at its own best step.
         above_inputs: rank correlation of the best cell less that of each of them.
+        partial_inputs: number of samples of each split on which an input control was computed, by
+            name, where these are not all.  Its probes have fewer training samples than the best
+            cell's then, which may be a part of the difference.
         prompt: rank correlation of a ridge regression from the prompt's embedding; None without
             this control.
         above_prompt: rank correlation of the best cell less that of the prompt.
@@ -290,5 +301,6 @@ class NumberRecord(Record):
     p: float | None
     inputs: dict[str, NumberScore]
     above_inputs: dict[str, Interval]
+    partial_inputs: dict[str, dict[str, int]] = {}
     prompt: Interval | None
     above_prompt: Interval | None

@@ -48,6 +48,7 @@ from ldmprobe_core.analysis.report.text import (
     headline,
     lead,
     number,
+    partial_input_lines,
     short_layer,
     step,
     warning_lines,
@@ -324,6 +325,7 @@ def _page(run: Run, summary: Summary, figure_records: dict[str, Any]) -> str:
         intervention_title=intervention_title,
         control_title=control_title,
         short_layer=short_layer,
+        partial_input_lines=partial_input_lines,
     )
     study, columns = run.study, control_columns(summary)
     content = yaml.safe_dump(

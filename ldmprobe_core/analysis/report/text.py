@@ -6,8 +6,15 @@ would make every command start slowly.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ldmprobe_core.analysis.classes.records import ClassesRecord
-from ldmprobe_core.analysis.controls.records import ControlRecord
+from ldmprobe_core.analysis.controls.records import (
+    ClassMapRecord,
+    ControlRecord,
+    NumberRecord,
+    VectorRecord,
+)
 from ldmprobe_core.analysis.records import (
     LeadsRecord,
     PropertyRecord,
@@ -334,3 +341,21 @@ def _against(result: PropertyRecord) -> str:
         return f"is above {listed(cleared)}"
     above = f"is above {listed(cleared)}, but " if cleared else "is "
     return f"{above}not clearly above {listed(missed)}"
+
+
+def partial_input_lines(
+    records: Mapping[str, VectorRecord | ClassMapRecord | NumberRecord], training: int
+) -> list[str]:
+    """Return a sentence for each input control whose probes had fewer training images.
+
+    Args:
+        records: results of several components together, or of numbers per image, by name.
+        training: number of training images of the run.
+    """
+    counts = {name: part for one in records.values() for name, part in one.partial_inputs.items()}
+    return [
+        f"Probes of {control_title(name)} are fitted to {count['train']} training images and "
+        f"scored on {count['test']} test images; those of the best cell are fitted to {training}, "
+        "which may be a part of the difference."
+        for name, count in counts.items()
+    ]
