@@ -248,7 +248,7 @@ class PropertyScores:
             layer=curves.layer,
             steps=step_records(curves, self.prop.compared[-1], self.bootstrap),
             emergence=emergence,
-            leads=leads_record(emergence, int(curves.decoded.sum())),
+            leads=leads_record(curves, emergence, self.bootstrap),
             clusters=ClustersRecord(
                 prompts=self.bootstrap.groups,
                 categories=self.bootstrap.categories,

@@ -125,20 +125,25 @@ class LeadRecord(Record):
     """Lead of the probes over the image labeler: steps by which they reach the same score earlier.
 
     The labeler is scored on one kind of step images, with or without recalibration.
+
+    Attributes:
+        samples: number of test samples in which the scores of both are defined at every step, to
+            which both steps of a lead refer; None in summaries of earlier releases.
     """
 
     onset: Lead
     settled: Lead
+    samples: int | None = None
 
 
 class LeadsRecord(Record):
     """Leads of the probes over the image labeler, for each kind of images that the labeler reads.
 
     The keys are those of `EmergenceRecord`.  Probes and labeler are compared on the same test
-    samples, those with step images.
+    samples (`LeadRecord.samples`).
 
     Attributes:
-        samples: number of these samples.
+        samples: number of test samples with step images.
     """
 
     decoded: LeadRecord
