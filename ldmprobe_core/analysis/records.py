@@ -209,8 +209,9 @@ class PropertyRecord(Record):
         layer: layer of the curves that `steps`, `emergence` and `leads` refer to.
         steps: scores of that layer at every step.
         clusters: clusters of dependent samples.
-        not_beyond: names of the controls that the best cell does not clearly exceed; nonlinear
-            kinds of probes are not among them.
+        not_beyond: names of the controls that the best cell does not clearly exceed, with those
+            whose difference has no interval (`not_compared`); nonlinear kinds of probes are not
+            among them.
         ceilings: best score that predictions constant on the blocks of a token grid can reach, on
             average over test samples, by grid as ``16x16`` (rows x columns).
         constant: score of predicting foreground everywhere; None for properties other than masks,
@@ -236,6 +237,16 @@ class PropertyRecord(Record):
     missing: float = 0.0
     analyses: AnalysesRecord | None = None
     exact: ExactRecord | None = None
+
+    @property
+    def not_clear(self) -> list[str]:
+        """Names of the controls that the best cell was compared with, and does not exceed."""
+        return [n for n in self.not_beyond if self.controls.by_name()[n].compared]
+
+    @property
+    def not_compared(self) -> list[str]:
+        """Names of the controls of which too few prompts have a score for a comparison."""
+        return [n for n in self.not_beyond if not self.controls.by_name()[n].compared]
 
 
 class NonfiniteRecord(Record):

@@ -112,7 +112,7 @@ def best_rows(summary: Summary) -> list[dict[str, str]]:
     rows = []
     for name, result in summary.properties.items():
         best, emergence, records = result.best, result.emergence, result.controls.by_name()
-        above = result.controls.position.exceeded
+        position = result.controls.position
         rows.append(
             {
                 "property": name,
@@ -125,9 +125,9 @@ def best_rows(summary: Summary) -> list[dict[str, str]]:
                     for key, heading in columns.items()
                 },
                 "above position": "yes"
-                if above
+                if position.exceeded
                 else "not clearly"
-                if best.score.low is not None
+                if position.compared
                 else "no interval",
                 "onset": step(emergence.probe.relative.onset),
                 "image onset": step(emergence.decoded.relative.onset),
@@ -138,6 +138,22 @@ def best_rows(summary: Summary) -> list[dict[str, str]]:
             }
         )
     return rows
+
+
+def not_exceeded(result: PropertyRecord) -> str:
+    """List the controls that the best probe does not clearly exceed; a dash if there are none.
+
+    Controls that it cannot be compared with follow after ``no interval:``; if there is no interval
+    for any control, the text is ``no interval``.
+    """
+    if not any(record.compared for record in result.controls.linear().values()):
+        return "no interval"
+    texts = []
+    if result.not_clear:
+        texts.append(", ".join(map(control_title, result.not_clear)))
+    if result.not_compared:
+        texts.append(f"no interval: {', '.join(map(control_title, result.not_compared))}")
+    return "; ".join(texts) or "–"
 
 
 def property_title(name: str) -> str:
@@ -316,31 +332,33 @@ def _large_p(record: ControlRecord) -> str:
 def _against(result: PropertyRecord) -> str:
     """Return the clause on the controls: those that the best probe exceeds, and those it does not.
 
-    Each control is given with its score in its own best cell and the paired difference.  With too
-    few test prompts there is no interval, and the clause says so.
+    Each control is given with the paired difference of the best probe and the control's own best
+    cell.  With too few test prompts there is no interval, for the probe or for a control that was
+    computed on a part of the samples, and the clause says so.
     """
     if result.best.score.low is None:
         prompts, lost = result.clusters.prompts, result.undefined.best
         undefined = f", {lost} test score{'s' * (lost != 1)} undefined" if lost else ""
         count = f"{prompts} test prompt{'s' * (prompts != 1)}{undefined}"
         return f"has no interval ({count}) to compare by"
-    # Leave out nonlinear probes: they show what linear probes miss, and may score above the best
-    # linear probe.
-    records = {n: c for n, c in result.controls.by_name().items() if n not in PROBE_KINDS}
+    records = result.controls.linear()
     cleared = [name for name in records if name not in result.not_beyond]
-    missed = [name for name in records if name not in cleared]
 
-    def listed(names: list[str]) -> str:
+    def listed(names: list[str], before: str) -> str:
         return ", ".join(
-            f"{control_title(name)} (by {number(records[name].difference)}"
+            f"{control_title(name)} ({before} {number(records[name].difference)}"
             f"{_on(records[name].samples)}{_large_p(records[name])})"
             for name in names
         )
 
-    if not missed:
-        return f"is above {listed(cleared)}"
-    above = f"is above {listed(cleared)}, but " if cleared else "is "
-    return f"{above}not clearly above {listed(missed)}"
+    clauses = [f"is above {listed(cleared, 'by')}"] if cleared else []
+    if result.not_clear:
+        missed = f"not clearly above {listed(result.not_clear, 'by')}"
+        clauses.append(f"but {missed}" if cleared else f"is {missed}")
+    if result.not_compared:
+        unknown = listed(result.not_compared, "difference")
+        clauses.append(f"{'and ' if clauses else ''}has no interval to compare it with {unknown}")
+    return ", ".join(clauses)
 
 
 def partial_input_lines(
