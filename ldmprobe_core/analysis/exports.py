@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ldmprobe_core.analysis.controls.wording import not_exceeded
 from ldmprobe_core.analysis.records import PropertyRecord, Summary, load_summary
 from ldmprobe_core.analysis.report.text import (
     metric_title,
-    not_exceeded,
     number,
     short_layer,
     step,

@@ -15,6 +15,7 @@ from importlib import resources
 
 import jinja2
 
+from ldmprobe_core.analysis.controls.wording import not_exceeded
 from ldmprobe_core.analysis.index.history import (
     HistoryEntry,
     history_rows,
@@ -26,7 +27,6 @@ from ldmprobe_core.analysis.index.thumbnails import heatmap_svg
 from ldmprobe_core.analysis.records import PropertyRecord, Summary, load_summary
 from ldmprobe_core.analysis.report.text import (
     metric_title,
-    not_exceeded,
     number,
     short_layer,
     step,

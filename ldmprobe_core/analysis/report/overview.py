@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ldmprobe_core.analysis.controls.wording import control_title
 from ldmprobe_core.analysis.records import PropertyRecord, Summary
 from ldmprobe_core.analysis.report.figures import step_ticks
 from ldmprobe_core.analysis.report.image_grid import image_grid
@@ -22,7 +23,6 @@ from ldmprobe_core.analysis.report.style import (
     PROBE_LINE,
 )
 from ldmprobe_core.analysis.report.text import (
-    control_title,
     lead,
     metric_title,
     number,
