@@ -94,10 +94,17 @@ class CurveRecord(Record):
         relative: steps at which the curve reaches shares of its own final gain over position.
         absolute: steps at which it reaches shares of the probes' final gain, which is the same
             height for every curve.
+        undefined_because: reason why all of these steps are undefined: ``not_above_position`` if
+            the curve is not clearly above the baseline at the last step, ``too_few_prompts`` if
+            fewer than five have a score at every step.  None if the steps are defined, and in
+            summaries of earlier releases.
     """
 
     relative: BarRecord
     absolute: BarRecord
+    undefined_because: Literal["not_above_position", "too_few_prompts"] | None = Field(
+        default=None, exclude_if=lambda value: value is None
+    )
 
 
 class EmergenceRecord(Record):

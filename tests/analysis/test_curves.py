@@ -1,4 +1,4 @@
-"""Steps of curves with known re-splits, whose gains are over their own position baselines."""
+"""Steps of curves with known re-splits, and the reasons why a curve has none."""
 
 import numpy as np
 import pytest
@@ -12,14 +12,13 @@ CURVE = np.array([0.1, 0.25, 0.4, 0.6])
 SHIFTS = np.array([-0.3, 0.3])
 
 
-def onset(of_scores, of_position):
-    """Low and high end of the onset, which is step 3: margins are -.2, -.05, .1 and .3."""
-    every = np.ones((2, 4, 8))
-    curves = Curves(
-        probe=np.repeat(CURVE[:, None], 8, axis=1),
+def curves_of(probe, position=0.0, resplits=None, decoded=np.nan):
+    """Curves of probes (4 steps, 8 samples), and of a labeler with the scores `decoded`."""
+    return Curves(
+        probe=probe,
         conditions={},
-        sources=dict.fromkeys(RIVALS.values(), np.full((4, 8), np.nan)),
-        position=np.zeros(8),
+        sources=dict.fromkeys(RIVALS.values(), np.full((4, 8), decoded)),
+        position=np.full(8, position),
         inputs={},
         compared=np.zeros((4, 8)),
         inputs_compared={},
@@ -28,14 +27,25 @@ def onset(of_scores, of_position):
         layer=LayerRecord(name="a", kind="ridge", tied=["a"]),
         decoded=np.ones(8, bool),
         decoded_steps=np.arange(1, 5),
-        resplits=ResplitCurves(
-            ["a", "a"],
-            every * of_scores[:, None, None],
-            every[:, 0] * of_position[:, None],
-            1.0,
-        ),
+        resplits=resplits,
     )
-    found = emergence_record(curves, Bootstrap(np.arange(8), 100, 0.95, 0)).probe.relative.onset
+
+
+def of_eight_prompts(curves):
+    return emergence_record(curves, Bootstrap(np.arange(8), 100, 0.95, 0))
+
+
+def onset(of_scores, of_position):
+    """Low and high end of the onset, which is step 3: margins are -.2, -.05, .1 and .3."""
+    every = np.ones((2, 4, 8))
+    resplits = ResplitCurves(
+        ["a", "a"],
+        every * of_scores[:, None, None],
+        every[:, 0] * of_position[:, None],
+        1.0,
+    )
+    curves = curves_of(np.repeat(CURVE[:, None], 8, axis=1), resplits=resplits)
+    found = of_eight_prompts(curves).probe.relative.onset
     return found.low, found.high
 
 
@@ -52,3 +62,27 @@ def onset(of_scores, of_position):
 )
 def test_resplits_shift_gains_over_their_own_position(of_scores, of_position, expected):
     assert onset(of_scores, of_position) == expected
+
+
+@pytest.mark.parametrize(
+    ("position", "undefined_at", "reason"),
+    [
+        (0.0, {}, None),
+        (0.0, {0: slice(3)}, None),
+        (0.0, {0: slice(4)}, "too_few_prompts"),
+        (0.0, {0: slice(8)}, "too_few_prompts"),
+        (0.0, {3: slice(4)}, "too_few_prompts"),
+        (0.0, {1: slice(2), 2: slice(6, None)}, "too_few_prompts"),
+        (0.6, {}, "not_above_position"),
+        (0.9, {0: slice(8)}, "not_above_position"),
+    ],
+)
+def test_a_curve_without_an_onset_has_the_reason(position, undefined_at, reason):
+    """Of eight prompts, some have no score at a step; five must have one at every step."""
+    probe = np.repeat(CURVE[:, None], 8, axis=1)
+    for step, prompts in undefined_at.items():
+        probe[step, prompts] = np.nan
+    found = of_eight_prompts(curves_of(probe, position, decoded=0.95)).probe
+    assert found.undefined_because == reason
+    assert bool(found.relative.onset.distribution) == (reason is None)
+    assert ("undefined_because" in found.model_dump()) == (reason is not None)

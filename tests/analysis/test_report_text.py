@@ -108,6 +108,30 @@ def test_lead_says_what_is_not_determined(value, text):
     assert lead(value) == text
 
 
+@pytest.mark.parametrize(
+    ("reason", "clause"),
+    [
+        ("not_above_position", ", as the score at the last step is not clearly above that of "
+         "position alone."),
+        ("too_few_prompts", ", as fewer than 5 test prompts have a score, and one of position "
+         "alone, at every step."),
+        (None, "."),
+    ],
+)  # fmt: skip
+def test_headline_gives_the_reason_why_an_onset_is_undefined(reason, clause):
+    made = summary(0.1, 0.2, 0.1, onset=Crossing())
+    emergence = made.properties["depth"].emergence
+    emergence.probe.undefined_because = reason
+    (line,) = headline(made)
+    assert line.endswith(f"). Its onset is undefined{clause}")
+    emergence.decoded.undefined_because = reason
+    emergence.probe = curve(THIRD)
+    (line,) = headline(made)
+    assert line.endswith(
+        f"; the onset of the labeler on the step's decoded latents is undefined{clause}"
+    )
+
+
 def test_headline_says_that_an_onset_is_not_determined():
     (line,) = headline(summary(0.3, 0.2, 0.1, onset=WIDE))
     assert "from a step that is not determined [1, >15]" in line

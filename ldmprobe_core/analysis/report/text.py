@@ -9,11 +9,12 @@ from __future__ import annotations
 from ldmprobe_core.analysis.classes.records import ClassesRecord
 from ldmprobe_core.analysis.controls.wording import against, control_columns
 from ldmprobe_core.analysis.records import (
+    CurveRecord,
     LeadsRecord,
     PropertyRecord,
     Summary,
 )
-from ldmprobe_core.probing.inference.bootstrap import Interval
+from ldmprobe_core.probing.inference.bootstrap import MINIMUM_CLUSTERS, Interval
 from ldmprobe_core.probing.inference.emergence import Crossing, Lead
 from ldmprobe_core.study.properties import PROPERTIES, property_of
 
@@ -216,10 +217,7 @@ def _onset_sentence(result: PropertyRecord) -> str:
     probe = result.emergence.probe.relative.onset
     decoded = result.emergence.decoded.relative.onset
     if not probe.distribution:
-        return (
-            " Its onset is undefined, as the probes do not clear the position baseline at the "
-            "last step."
-        )
+        return f" Its onset is undefined{_undefined_reason(result.emergence.probe)}."
     chosen = short_layer(result.layer.name)
     if total := sum(result.layer.resplits.values()):
         number_of_choices = result.layer.resplits.get(result.layer.name, 0)
@@ -228,11 +226,26 @@ def _onset_sentence(result: PropertyRecord) -> str:
     if probe.determined and probe.step is not None:
         sentence += f" (by then in {probe.distribution[probe.step - 1]:.0%} of the resamples)"
     if not decoded.distribution:
-        return f"{sentence}; the onset of the labeler on the step's decoded latents is undefined."
+        return (
+            f"{sentence}; the onset of the labeler on the step's decoded latents is undefined"
+            f"{_undefined_reason(result.emergence.decoded)}."
+        )
     return (
         f"{sentence}, the labeler on the step's decoded latents keeps half of its own "
         f"{_from(decoded)}{_lead_clause(result.leads)}"
     )
+
+
+def _undefined_reason(curve: CurveRecord) -> str:
+    """Return the clause on why a curve has no onset; empty if the summary does not tell."""
+    if curve.undefined_because == "not_above_position":
+        return ", as the score at the last step is not clearly above that of position alone"
+    if curve.undefined_because == "too_few_prompts":
+        return (
+            f", as fewer than {MINIMUM_CLUSTERS} test prompts have a score, and one of position "
+            "alone, at every step"
+        )
+    return ""
 
 
 def _from(value: Crossing) -> str:
