@@ -187,7 +187,11 @@ def _curve_record(
         # A curve whose score at the last step is not clearly above the position baseline has
         # not emerged, so its onset and settled steps are undefined.
         undefined = BarRecord(onset=Crossing(), settled=Crossing())
-        return CurveRecord(relative=undefined, absolute=undefined)
+        return CurveRecord(
+            relative=undefined,
+            absolute=undefined,
+            undefined_because="too_few_prompts" if above is None else "not_above_position",
+        )
     relative, absolute = {}, {}
     for name, share in SHARES.items():
         # `relative_margins` computes margins (score minus bar) and is linear in the scores.
@@ -213,7 +217,11 @@ def _curve_record(
                 ]
             ),
         ).at_steps(known, n_steps)
-    return CurveRecord(relative=BarRecord(**relative), absolute=BarRecord(**absolute))
+    found = CurveRecord(relative=BarRecord(**relative), absolute=BarRecord(**absolute))
+    if not found.relative.onset.distribution:
+        # Enough prompts have a score at the last step, but too few have one at every step.
+        found.undefined_because = "too_few_prompts"
+    return found
 
 
 def step_records(curves: Curves, metric: str, bootstrap: Bootstrap) -> list[StepRecord]:

@@ -1,4 +1,4 @@
-"""Steps of curves with known re-splits, whose gains are over their own position baselines."""
+"""Steps of curves with known re-splits, and the reasons why a curve has none."""
 
 import numpy as np
 import pytest
@@ -12,14 +12,14 @@ CURVE = np.array([0.1, 0.25, 0.4, 0.6])
 SHIFTS = np.array([-0.3, 0.3])
 
 
-def curves_of(probe, labeler, resplits=None):
-    """Curves of a probe and of a labeler, each (step, sample), above a position baseline of 0."""
+def curves_of(probe, labeler=np.nan, position=0.0, resplits=None):
+    """Curves of probes and of a labeler, each (step, sample), and a score of position."""
     steps, samples = probe.shape
     return Curves(
         probe=probe,
         conditions={},
-        sources=dict.fromkeys(RIVALS.values(), labeler),
-        position=np.zeros(samples),
+        sources=dict.fromkeys(RIVALS.values(), np.broadcast_to(labeler, probe.shape)),
+        position=np.full(samples, position),
         inputs={},
         compared=np.zeros(probe.shape),
         inputs_compared={},
@@ -32,14 +32,21 @@ def curves_of(probe, labeler, resplits=None):
     )
 
 
+def of_eight_prompts(curves):
+    return emergence_record(curves, Bootstrap(np.arange(8), 100, 0.95, 0))
+
+
 def onset(of_scores, of_position):
     """Low and high end of the onset, which is step 3: margins are -.2, -.05, .1 and .3."""
     every = np.ones((2, 4, 8))
     resplits = ResplitCurves(
-        ["a", "a"], every * of_scores[:, None, None], every[:, 0] * of_position[:, None], 1.0
+        ["a", "a"],
+        every * of_scores[:, None, None],
+        every[:, 0] * of_position[:, None],
+        1.0,
     )
-    curves = curves_of(np.repeat(CURVE[:, None], 8, axis=1), np.full((4, 8), np.nan), resplits)
-    found = emergence_record(curves, Bootstrap(np.arange(8), 100, 0.95, 0)).probe.relative.onset
+    curves = curves_of(np.repeat(CURVE[:, None], 8, axis=1), resplits=resplits)
+    found = of_eight_prompts(curves).probe.relative.onset
     return found.low, found.high
 
 
@@ -85,3 +92,27 @@ def test_lead_of_curves_that_are_defined_everywhere_is_of_all_images():
     bootstrap = Bootstrap(np.arange(12), 100, 0.95, 0)
     leads = leads_record(given, emergence_record(given, bootstrap), bootstrap)
     assert (leads.clean.onset.steps, leads.clean.samples) == (5, 12)
+
+
+@pytest.mark.parametrize(
+    ("position", "undefined_at", "reason"),
+    [
+        (0.0, {}, None),
+        (0.0, {0: slice(3)}, None),
+        (0.0, {0: slice(4)}, "too_few_prompts"),
+        (0.0, {0: slice(8)}, "too_few_prompts"),
+        (0.0, {3: slice(4)}, "too_few_prompts"),
+        (0.0, {1: slice(2), 2: slice(6, None)}, "too_few_prompts"),
+        (0.6, {}, "not_above_position"),
+        (0.9, {0: slice(8)}, "not_above_position"),
+    ],
+)
+def test_a_curve_without_an_onset_has_the_reason(position, undefined_at, reason):
+    """Of eight prompts, some have no score at a step; five must have one at every step."""
+    probe = np.repeat(CURVE[:, None], 8, axis=1)
+    for step, prompts in undefined_at.items():
+        probe[step, prompts] = np.nan
+    found = of_eight_prompts(curves_of(probe, 0.95, position)).probe
+    assert found.undefined_because == reason
+    assert bool(found.relative.onset.distribution) == (reason is None)
+    assert ("undefined_because" in found.model_dump()) == (reason is not None)

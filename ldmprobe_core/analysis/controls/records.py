@@ -64,6 +64,11 @@ class ControlRecord(Record):
     samples: dict[str, int] | None = None
 
     @property
+    def compared(self) -> bool:
+        """Flag that is True if the difference has an interval, so that its sign can be judged."""
+        return self.difference.low is not None
+
+    @property
     def exceeded(self) -> bool:
         """Flag that is True if the probe's score is clearly higher than the control's score.
 
@@ -109,16 +114,20 @@ class ControlsRecord(Record):
         records |= self.model_extra or {}
         return {name: record for name, record in records.items() if record is not None}
 
+    def linear(self) -> dict[str, ControlRecord]:
+        """Return the records of the controls by name, without nonlinear probes.
+
+        Those show what a linear probe misses, so the best probe need not exceed them.
+        """
+        return {n: record for n, record in self.by_name().items() if n not in PROBE_KINDS}
+
     def not_exceeded(self) -> list[str]:
         """Return the names of the controls that the best probe does not clearly exceed.
 
-        A nonlinear probe may read more than a linear one, so it is not among them.
+        Controls that it cannot be compared with, for want of an interval, are among them, and
+        nonlinear probes are not.
         """
-        return [
-            name
-            for name, record in self.by_name().items()
-            if name not in PROBE_KINDS and not record.exceeded
-        ]
+        return [name for name, record in self.linear().items() if not record.exceeded]
 
 
 class ExactRecord(Record):

@@ -17,6 +17,11 @@ import jinja2
 import yaml
 
 from ldmprobe_core.analysis.controls.records import LARGEST_P
+from ldmprobe_core.analysis.controls.wording import (
+    control_columns,
+    control_title,
+    partial_input_lines,
+)
 from ldmprobe_core.analysis.exports import scores_csv
 from ldmprobe_core.analysis.kept_analysis import analyse
 from ldmprobe_core.analysis.records import PeakRecord, Summary, load_summary
@@ -43,12 +48,9 @@ from ldmprobe_core.analysis.report.overview import overview_figures
 from ldmprobe_core.analysis.report.samples_page import write_samples_page
 from ldmprobe_core.analysis.report.text import (
     best_rows,
-    control_columns,
-    control_title,
     headline,
     lead,
     number,
-    partial_input_lines,
     short_layer,
     step,
     warning_lines,

@@ -6,24 +6,16 @@ would make every command start slowly.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from ldmprobe_core.analysis.classes.records import ClassesRecord
-from ldmprobe_core.analysis.controls.records import (
-    ClassMapRecord,
-    ControlRecord,
-    NumberRecord,
-    VectorRecord,
-)
+from ldmprobe_core.analysis.controls.wording import against, control_columns
 from ldmprobe_core.analysis.records import (
+    CurveRecord,
     LeadsRecord,
     PropertyRecord,
     Summary,
 )
-from ldmprobe_core.probing.inference.bootstrap import Interval
+from ldmprobe_core.probing.inference.bootstrap import MINIMUM_CLUSTERS, Interval
 from ldmprobe_core.probing.inference.emergence import Crossing, Lead
-from ldmprobe_core.study.conditions import CONDITIONS, controls
-from ldmprobe_core.study.probe_kinds import PROBE_KINDS
 from ldmprobe_core.study.properties import PROPERTIES, property_of
 
 _METRIC_TITLES = {
@@ -31,42 +23,11 @@ _METRIC_TITLES = {
     "spearman_partial": "partial rank correlation",
     "dice": "Dice",
 }
-_BASELINE_TITLES = {
-    "position": "position alone",
-    "latents": "the latents alone",
-    "clean_pixels": "the predicted clean image's pixels",
-    "prompt": "the prompt alone",
-    "same_prompt": "its own maps on other images of the same prompt",
-}
 
 
 def metric_title(name: str) -> str:
     """Return a metric's title for sentences and axes."""
     return _METRIC_TITLES.get(name, name)
-
-
-def control_title(name: str) -> str:
-    """Return the title of a control: a baseline, a control condition or a nonlinear probe kind."""
-    if name in _BASELINE_TITLES:
-        return _BASELINE_TITLES[name]
-    record = CONDITIONS.get(name) or PROBE_KINDS.get(name)
-    return record.title if record else name
-
-
-def control_columns(summary: Summary) -> dict[str, str]:
-    """Return the column headings of the report table's controls, by control name.
-
-    An optional control gets a column only if at least one property has it.
-    """
-    used = {name for result in summary.properties.values() for name in result.controls.by_name()}
-    columns = {"position": "position"}
-    for condition in controls():
-        if condition.always_stored or condition.name in used:
-            columns[condition.name] = condition.column
-    columns["latents"] = "latents"
-    if "clean_pixels" in used:
-        columns["clean_pixels"] = "clean pixels"
-    return columns | {name: name for name in sorted(used) if name not in columns}
 
 
 def short_layer(layer: str) -> str:
@@ -112,7 +73,7 @@ def best_rows(summary: Summary) -> list[dict[str, str]]:
     rows = []
     for name, result in summary.properties.items():
         best, emergence, records = result.best, result.emergence, result.controls.by_name()
-        above = result.controls.position.exceeded
+        position = result.controls.position
         rows.append(
             {
                 "property": name,
@@ -125,9 +86,9 @@ def best_rows(summary: Summary) -> list[dict[str, str]]:
                     for key, heading in columns.items()
                 },
                 "above position": "yes"
-                if above
+                if position.exceeded
                 else "not clearly"
-                if best.score.low is not None
+                if position.compared
                 else "no interval",
                 "onset": step(emergence.probe.relative.onset),
                 "image onset": step(emergence.decoded.relative.onset),
@@ -160,7 +121,7 @@ def headline(summary: Summary) -> list[str]:
         line = (
             f"{property_title(name)}: at the last step the best probe scores {number(last.score)} "
             f"({metric_title(best.metric)}); the best cell, {number(best.score)}, "
-            f"{_against(result)}."
+            f"{against(result)}."
         )
         # With too few test prompts, a score has no confidence interval and therefore no onset step.
         # The sentence already gives that reason, so add no sentence on the onset.
@@ -256,10 +217,7 @@ def _onset_sentence(result: PropertyRecord) -> str:
     probe = result.emergence.probe.relative.onset
     decoded = result.emergence.decoded.relative.onset
     if not probe.distribution:
-        return (
-            " Its onset is undefined, as the probes do not clear the position baseline at the "
-            "last step."
-        )
+        return f" Its onset is undefined{_undefined_reason(result.emergence.probe)}."
     chosen = short_layer(result.layer.name)
     if total := sum(result.layer.resplits.values()):
         number_of_choices = result.layer.resplits.get(result.layer.name, 0)
@@ -268,11 +226,26 @@ def _onset_sentence(result: PropertyRecord) -> str:
     if probe.determined and probe.step is not None:
         sentence += f" (by then in {probe.distribution[probe.step - 1]:.0%} of the resamples)"
     if not decoded.distribution:
-        return f"{sentence}; the onset of the labeler on the step's decoded latents is undefined."
+        return (
+            f"{sentence}; the onset of the labeler on the step's decoded latents is undefined"
+            f"{_undefined_reason(result.emergence.decoded)}."
+        )
     return (
         f"{sentence}, the labeler on the step's decoded latents keeps half of its own "
         f"{_from(decoded)}{_lead_clause(result.leads)}"
     )
+
+
+def _undefined_reason(curve: CurveRecord) -> str:
+    """Return the clause on why a curve has no onset; empty if the summary does not tell."""
+    if curve.undefined_because == "not_above_position":
+        return ", as the score at the last step is not clearly above that of position alone"
+    if curve.undefined_because == "too_few_prompts":
+        return (
+            f", as fewer than {MINIMUM_CLUSTERS} test prompts have a score, and one of position "
+            "alone, at every step"
+        )
+    return ""
 
 
 def _from(value: Crossing) -> str:
@@ -300,62 +273,3 @@ def _steps(lead: str) -> str:
     if lead == "–":
         return "undefined"
     return lead if lead.startswith("not determined") else f"{lead} steps"
-
-
-def _on(samples: dict[str, int] | None) -> str:
-    """Format the number of test images that a control covers; empty if it covers all of them."""
-    return "" if samples is None else f" on {samples['test']} test images"
-
-
-def _large_p(record: ControlRecord) -> str:
-    """Format the p value of a control, if it alone keeps the control from being exceeded."""
-    is_cause = record.difference.low is not None and record.difference.low > 0
-    return f", p = {record.p:.2f}" if is_cause and record.p and not record.exceeded else ""
-
-
-def _against(result: PropertyRecord) -> str:
-    """Return the clause on the controls: those that the best probe exceeds, and those it does not.
-
-    Each control is given with its score in its own best cell and the paired difference.  With too
-    few test prompts there is no interval, and the clause says so.
-    """
-    if result.best.score.low is None:
-        prompts, lost = result.clusters.prompts, result.undefined.best
-        undefined = f", {lost} test score{'s' * (lost != 1)} undefined" if lost else ""
-        count = f"{prompts} test prompt{'s' * (prompts != 1)}{undefined}"
-        return f"has no interval ({count}) to compare by"
-    # Leave out nonlinear probes: they show what linear probes miss, and may score above the best
-    # linear probe.
-    records = {n: c for n, c in result.controls.by_name().items() if n not in PROBE_KINDS}
-    cleared = [name for name in records if name not in result.not_beyond]
-    missed = [name for name in records if name not in cleared]
-
-    def listed(names: list[str]) -> str:
-        return ", ".join(
-            f"{control_title(name)} (by {number(records[name].difference)}"
-            f"{_on(records[name].samples)}{_large_p(records[name])})"
-            for name in names
-        )
-
-    if not missed:
-        return f"is above {listed(cleared)}"
-    above = f"is above {listed(cleared)}, but " if cleared else "is "
-    return f"{above}not clearly above {listed(missed)}"
-
-
-def partial_input_lines(
-    records: Mapping[str, VectorRecord | ClassMapRecord | NumberRecord], training: int
-) -> list[str]:
-    """Return a sentence for each input control whose probes had fewer training images.
-
-    Args:
-        records: results of several components together, or of numbers per image, by name.
-        training: number of training images of the run.
-    """
-    counts = {name: part for one in records.values() for name, part in one.partial_inputs.items()}
-    return [
-        f"Probes of {control_title(name)} are fitted to {count['train']} training images and "
-        f"scored on {count['test']} test images; those of the best cell are fitted to {training}, "
-        "which may be a part of the difference."
-        for name, count in counts.items()
-    ]
