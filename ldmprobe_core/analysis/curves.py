@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -179,8 +181,7 @@ def _curve_record(
         deviations: deviations of its re-splits, (re-split, step, sample).
         known: steps (from 1) at which the curve is known, ascending.
     """
-    position, n_steps = curves.position, len(curves.probe)
-    of_probe, of_position = _deviations(curves)
+    position, (of_probe, of_position) = curves.position, _deviations(curves)
     scores, deviations = scores[known - 1], deviations[:, known - 1]
     above = bootstrap.interval(scores[-1] - position).low
     if above is None or above <= 0:
@@ -192,36 +193,52 @@ def _curve_record(
             absolute=undefined,
             undefined_because="too_few_prompts" if above is None else "not_above_position",
         )
-    relative, absolute = {}, {}
-    for name, share in SHARES.items():
-        # `relative_margins` computes margins (score minus bar) and is linear in the scores.
-        # When applied to the deviations of re-split scores from their mean, it therefore
-        # returns the deviations of the re-split margins from their mean.
-        relative[name] = crossing(
-            relative_margins(scores, position, share),
-            bootstrap,
-            np.stack(
-                [
-                    relative_margins(one, base, share)
-                    for one, base in zip(deviations, of_position, strict=True)
-                ]
-            ),
-        ).at_steps(known, n_steps)
-        absolute[name] = crossing(
-            absolute_margins(scores, curves.probe[-1], position, share),
-            bootstrap,
-            np.stack(
-                [
-                    absolute_margins(one, other[-1], base, share)
-                    for one, other, base in zip(deviations, of_probe, of_position, strict=True)
-                ]
-            ),
-        ).at_steps(known, n_steps)
-    found = CurveRecord(relative=BarRecord(**relative), absolute=BarRecord(**absolute))
+
+    bar = partial(_bar_record, known=known, steps=len(curves.probe), bootstrap=bootstrap)
+    last = of_probe[:, -1]
+    found = CurveRecord(
+        relative=bar(
+            relative_margins, (scores, position), zip(deviations, of_position, strict=True)
+        ),
+        absolute=bar(
+            absolute_margins,
+            (scores, curves.probe[-1], position),
+            zip(deviations, last, of_position, strict=True),
+        ),
+    )
     if not found.relative.onset.distribution:
         # Enough prompts have a score at the last step, but too few have one at every step.
         found.undefined_because = "too_few_prompts"
     return found
+
+
+def _bar_record(
+    margins: Callable[..., np.ndarray],
+    shown: tuple[np.ndarray, ...],
+    moved: Iterable[tuple[np.ndarray, ...]],
+    known: np.ndarray,
+    steps: int,
+    bootstrap: Bootstrap,
+) -> BarRecord:
+    """Find the steps at which one curve reaches the shares of one kind of gain.
+
+    Args:
+        margins: `relative_margins` or `absolute_margins`.
+        shown: its arguments before the share, of the curve that is shown.
+        moved: deviations of these from their mean, for each re-split.
+        known: steps (from 1) at which the curve is known, ascending.
+        steps: number of all steps.
+        bootstrap: bootstrap over the test samples.
+    """
+    deviations = list(moved)
+    found = {}
+    for name, share in SHARES.items():
+        # Margins (score minus bar) are linear in the scores.  Those of the deviations of re-split
+        # scores from their mean are the deviations of the re-split margins from their mean.
+        of_splits = np.stack([margins(*one, share) for one in deviations])
+        crossed = crossing(margins(*shown, share), bootstrap, of_splits)
+        found[name] = crossed.at_steps(known, steps)
+    return BarRecord(**found)
 
 
 def step_records(curves: Curves, metric: str, bootstrap: Bootstrap) -> list[StepRecord]:

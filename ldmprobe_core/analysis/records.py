@@ -204,12 +204,15 @@ class UndefinedRecord(Record):
         both_empty: number of test samples whose label and best prediction are both empty masks,
             which scores 1.
         truth_empty: number of test samples whose label is an empty mask.
+        unchosen: whether no validation score of any cell is defined, so that the best cell is not
+            the best but the first one.
     """
 
     best: int
     any: int
     both_empty: int = 0
     truth_empty: int = 0
+    unchosen: bool = False
 
 
 class PropertyRecord(Record):

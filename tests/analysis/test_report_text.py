@@ -303,6 +303,20 @@ def test_warnings_name_what_is_unusual_and_no_zeros():
     )
 
 
+def test_warnings_name_leads_of_fewer_images_and_a_choice_from_nothing():
+    made = summary(0.3, 0.2, 0.1)
+    depth = made.properties["depth"]
+    depth.undefined = UndefinedRecord(best=0, any=0, unchosen=True)
+    depth.leads.samples = 64
+    depth.leads.clean = LeadRecord(onset=Lead(), settled=Lead(), samples=41)
+    depth.leads.decoded = LeadRecord(onset=Lead(), settled=Lead(), samples=64)
+    (line,) = warning_lines(made)
+    assert "leads are of 41 or more of 64 images" in line
+    assert "nothing could be chosen" in line
+    depth.undefined, depth.leads.clean.samples = UndefinedRecord(best=0, any=0), 64
+    assert warning_lines(made) == []
+
+
 def test_warnings_count_empty_masks_of_masks_alone():
     made = summary(0.3, 0.2, 0.1)
     made.properties = {"foreground": made.properties["depth"]}

@@ -156,7 +156,12 @@ def warning_lines(summary: Summary) -> list[str]:
     """
     lines = [_nonfinite_line(summary)]
     for name, result in summary.properties.items():
-        undefined, parts = result.undefined, []
+        undefined, parts = result.undefined, _fewer_images(result.leads)
+        if undefined.unchosen:
+            parts.append(
+                "no validation score is defined in any cell, so nothing could be chosen, and the "
+                "best cell is the first one"
+            )
         if undefined.any:
             parts.append(
                 f"{undefined.best} of {summary.samples['test']} test scores of the best cell are "
@@ -179,6 +184,18 @@ def warning_lines(summary: Summary) -> list[str]:
             )
         lines.append(f"{name}: {'; '.join(parts)}." if parts else "")
     return [line for line in lines if line]
+
+
+def _fewer_images(leads: LeadsRecord) -> list[str]:
+    """List the leads of fewer images than have step images, as scores are undefined in others."""
+    rivals = leads.decoded, leads.clean, leads.decoded_recalibrated, leads.clean_recalibrated
+    least = min((one.samples for one in rivals if one.samples is not None), default=leads.samples)
+    if least == leads.samples:
+        return []
+    return [
+        f"leads are of {least} or more of {leads.samples} images, those in which the scores of "
+        "both probes and labeler are defined at every step"
+    ]
 
 
 def _nonfinite_line(summary: Summary) -> str:
