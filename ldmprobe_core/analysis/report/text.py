@@ -236,9 +236,14 @@ def _onset_sentence(result: PropertyRecord) -> str:
     if not probe.distribution:
         return f" Its onset is undefined{_undefined_reason(result.emergence.probe)}."
     chosen = short_layer(result.layer.name)
-    if total := sum(result.layer.resplits.values()):
+    total, tied = sum(result.layer.resplits.values()), len(result.layer.tied)
+    # Re-splits choose among the tied layers only, so with one they have no choice.
+    if total and tied > 1:
         number_of_choices = result.layer.resplits.get(result.layer.name, 0)
-        chosen += f" (the layer that {number_of_choices} of {total} re-splits choose)"
+        chosen += (
+            f" (of {tied} layers within one standard error, the one that {number_of_choices} of "
+            f"{total} re-splits choose)"
+        )
     sentence = f" Probes of {chosen} keep half of their gain {_from(probe)}"
     if probe.determined and probe.step is not None:
         sentence += f" (by then in {probe.distribution[probe.step - 1]:.0%} of the resamples)"
@@ -251,6 +256,26 @@ def _onset_sentence(result: PropertyRecord) -> str:
         f"{sentence}, the labeler on the step's decoded latents keeps half of its own "
         f"{_from(decoded)}{_lead_clause(result.leads)}"
     )
+
+
+def spread_sentence(summary: Summary, keep: str) -> str:
+    """Say what variation the intervals of onset and settled steps hold.
+
+    Args:
+        summary: summary of a run.
+        keep: its study's ``capture.keep``.
+    """
+    counts = [sum(result.layer.resplits.values()) for result in summary.properties.values()]
+    if total := max(counts, default=0):
+        return (
+            f"Intervals hold the spread between test samples and {total} other divisions of the "
+            "remaining samples into training and validation, each with ridge probes of the layer "
+            "that it chooses among those within one standard error of the best."
+        )
+    reason = "the training samples are of a single prompt, which cannot be divided"
+    if keep == "statistics":
+        reason = "the activations of training samples are not stored to divide them again"
+    return f"Intervals hold the spread between test samples only, because {reason}."
 
 
 def _undefined_reason(curve: CurveRecord) -> str:
