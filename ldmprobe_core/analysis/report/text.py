@@ -217,16 +217,36 @@ def _nonfinite_line(summary: Summary) -> str:
 
 
 def classes_line(classes: ClassesRecord) -> str:
-    """Write the sentence on the step from which the class labeler recognises the target class."""
+    """Write the sentences on the class labeler: when it recognises the class, and how surely."""
+    return (
+        f"Class: {recognition_sentence(classes)} {classes.confident * 100:.1f}% of final images "
+        "have a top probability above 90%."
+    )
+
+
+def recognition_sentence(classes: ClassesRecord) -> str:
+    """Write the sentence on the step from which the class labeler recognises the target class.
+
+    It begins in lower case.  The mean steps are of the images in which the class leads at the last
+    step, which need not be the same ones in the decoded latents and in the predicted clean image.
+    """
     decoded, clean = classes.recognition_step["trajectory"], classes.recognition_step["clean"]
     target = "prompt's class" if classes.by_prompt else "final image's top class"
-    share, confident = classes.recognized * 100, classes.confident * 100
-    return (
-        f"Class: the {target} leads at the last step in {share:.1f}% of the {classes.samples} "
-        "images whose steps were decoded; in these it leads, on average, from step "
-        f"{number(decoded)} on in the decoded latents and from step {number(clean)} on in the "
-        f"predicted clean image. {confident:.1f}% of final images have a top probability above 90%."
+    text = (
+        f"the {target} leads in the decoded latents of the last step in "
+        f"{classes.recognized * 100:.1f}% of the {classes.samples} images whose steps were decoded"
     )
+    if decoded.mean is not None:
+        text += f", on average from step {number(decoded)} on"
+    if classes.recognized_clean is None:
+        if clean.mean is None:
+            return f"{text}."
+        return (
+            f"{text}; in the predicted clean image, on average from step {number(clean)} on in the "
+            "images in which it leads at the last step there."
+        )
+    text += f"; in the predicted clean image of that step in {classes.recognized_clean * 100:.1f}%"
+    return text + ("." if clean.mean is None else f", on average from step {number(clean)} on.")
 
 
 def _onset_sentence(result: PropertyRecord) -> str:
