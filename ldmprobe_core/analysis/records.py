@@ -67,7 +67,7 @@ class LayerRecord(Record):
         tied: layers within one standard error of the best one, best first; `name` is among them.
         resplits: number of re-splits of the training and validation prompts that choose each layer
             among `tied`, by name; empty if there are none, because training activations are not
-            stored.
+            stored, or are of a single prompt.
     """
 
     name: str

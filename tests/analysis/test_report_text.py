@@ -23,6 +23,7 @@ from ldmprobe_core.analysis.report.text import (
     lead,
     number,
     property_title,
+    spread_sentence,
     step,
     warning_lines,
 )
@@ -41,9 +42,31 @@ def test_headline_tells_how_many_resplits_and_resamples_agree():
     made = summary(0.3, 0.2, 0.1)
     layer = made.properties["depth"].layer
     layer.resplits = {layer.name: 14, "b.attn1": 6}
+    layer.tied = [layer.name, "b.attn1"]
     (line,) = headline(made)
-    assert "Probes of a.attn1 (the layer that 14 of 20 re-splits choose) keep half" in line
+    assert (
+        "Probes of a.attn1 (of 2 layers within one standard error, the one that 14 of 20 re-splits "
+        "choose) keep half"
+    ) in line
     assert "from step 3 [2, 4] (by then in 90% of the resamples)" in line
+
+
+def test_headline_is_silent_on_re_splits_that_have_one_layer_to_choose():
+    made = summary(0.3, 0.2, 0.1)
+    layer = made.properties["depth"].layer
+    layer.resplits = {layer.name: 20}
+    (line,) = headline(made)
+    assert "re-splits" not in line
+    assert " Probes of a.attn1 keep half of their gain" in line
+
+
+def test_intervals_without_re_splits_have_the_reason():
+    made = summary(0.3, 0.2, 0.1)
+    alone = "Intervals hold the spread between test samples only, because the "
+    assert spread_sentence(made, "statistics").startswith(f"{alone}activations of training")
+    assert spread_sentence(made, "activations").startswith(f"{alone}training samples are of a sing")
+    made.properties["depth"].layer.resplits = {"a": 14, "b": 6}
+    assert "between test samples and 20 other divisions" in spread_sentence(made, "activations")
 
 
 def test_headline_names_a_control_that_is_not_cleared():

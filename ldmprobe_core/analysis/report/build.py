@@ -51,7 +51,9 @@ from ldmprobe_core.analysis.report.text import (
     headline,
     lead,
     number,
+    recognition_sentence,
     short_layer,
+    spread_sentence,
     step,
     warning_lines,
 )
@@ -346,9 +348,8 @@ def _page(run: Run, summary: Summary, figure_records: dict[str, Any]) -> str:
         largest_p=LARGEST_P,
         partial_columns=[n for n in columns if n != "position" and n not in PROBE_KINDS],
         exact={name: part for name, part in summary.properties.items() if part.exact},
-        resplits=max(
-            (sum(part.layer.resplits.values()) for part in summary.properties.values()), default=0
-        ),
+        recognition=recognition_sentence(summary.classes) if summary.classes else "",
+        spread=spread_sentence(summary, study.capture.keep),
         warnings=warning_lines(summary),
         published=published,
         study_yaml=content,

@@ -217,16 +217,36 @@ def _nonfinite_line(summary: Summary) -> str:
 
 
 def classes_line(classes: ClassesRecord) -> str:
-    """Write the sentence on the step from which the class labeler recognises the target class."""
+    """Write the sentences on the class labeler: when it recognises the class, and how surely."""
+    return (
+        f"Class: {recognition_sentence(classes)} {classes.confident * 100:.1f}% of final images "
+        "have a top probability above 90%."
+    )
+
+
+def recognition_sentence(classes: ClassesRecord) -> str:
+    """Write the sentence on the step from which the class labeler recognises the target class.
+
+    It begins in lower case.  The mean steps are of the images in which the class leads at the last
+    step, which need not be the same ones in the decoded latents and in the predicted clean image.
+    """
     decoded, clean = classes.recognition_step["trajectory"], classes.recognition_step["clean"]
     target = "prompt's class" if classes.by_prompt else "final image's top class"
-    share, confident = classes.recognized * 100, classes.confident * 100
-    return (
-        f"Class: the {target} leads at the last step in {share:.1f}% of the {classes.samples} "
-        "images whose steps were decoded; in these it leads, on average, from step "
-        f"{number(decoded)} on in the decoded latents and from step {number(clean)} on in the "
-        f"predicted clean image. {confident:.1f}% of final images have a top probability above 90%."
+    text = (
+        f"the {target} leads in the decoded latents of the last step in "
+        f"{classes.recognized * 100:.1f}% of the {classes.samples} images whose steps were decoded"
     )
+    if decoded.mean is not None:
+        text += f", on average from step {number(decoded)} on"
+    if classes.recognized_clean is None:
+        if clean.mean is None:
+            return f"{text}."
+        return (
+            f"{text}; in the predicted clean image, on average from step {number(clean)} on in the "
+            "images in which it leads at the last step there."
+        )
+    text += f"; in the predicted clean image of that step in {classes.recognized_clean * 100:.1f}%"
+    return text + ("." if clean.mean is None else f", on average from step {number(clean)} on.")
 
 
 def _onset_sentence(result: PropertyRecord) -> str:
@@ -236,9 +256,14 @@ def _onset_sentence(result: PropertyRecord) -> str:
     if not probe.distribution:
         return f" Its onset is undefined{_undefined_reason(result.emergence.probe)}."
     chosen = short_layer(result.layer.name)
-    if total := sum(result.layer.resplits.values()):
+    total, tied = sum(result.layer.resplits.values()), len(result.layer.tied)
+    # Re-splits choose among the tied layers only, so with one they have no choice.
+    if total and tied > 1:
         number_of_choices = result.layer.resplits.get(result.layer.name, 0)
-        chosen += f" (the layer that {number_of_choices} of {total} re-splits choose)"
+        chosen += (
+            f" (of {tied} layers within one standard error, the one that {number_of_choices} of "
+            f"{total} re-splits choose)"
+        )
     sentence = f" Probes of {chosen} keep half of their gain {_from(probe)}"
     if probe.determined and probe.step is not None:
         sentence += f" (by then in {probe.distribution[probe.step - 1]:.0%} of the resamples)"
@@ -251,6 +276,26 @@ def _onset_sentence(result: PropertyRecord) -> str:
         f"{sentence}, the labeler on the step's decoded latents keeps half of its own "
         f"{_from(decoded)}{_lead_clause(result.leads)}"
     )
+
+
+def spread_sentence(summary: Summary, keep: str) -> str:
+    """Say what variation the intervals of onset and settled steps hold.
+
+    Args:
+        summary: summary of a run.
+        keep: its study's ``capture.keep``.
+    """
+    counts = [sum(result.layer.resplits.values()) for result in summary.properties.values()]
+    if total := max(counts, default=0):
+        return (
+            f"Intervals hold the spread between test samples and {total} other divisions of the "
+            "remaining samples into training and validation, each with ridge probes of the layer "
+            "that it chooses among those within one standard error of the best."
+        )
+    reason = "the training samples are of a single prompt, which cannot be divided"
+    if keep == "statistics":
+        reason = "the activations of training samples are not stored to divide them again"
+    return f"Intervals hold the spread between test samples only, because {reason}."
 
 
 def _undefined_reason(curve: CurveRecord) -> str:
