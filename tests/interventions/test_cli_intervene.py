@@ -20,7 +20,9 @@ def test_cli_intervene_refuses_wrong_options(run, monkeypatch, capsys):
         assert "Prefect" not in captured.out
         return " ".join(captured.err.split())
 
-    assert "prop: 'shape'" in call(run.url, "--property", "shape")
+    assert "no property of this name that can be edited ('shape')" in call(
+        run.url, "--property", "shape"
+    )
     assert "--shift is 'right'" in call(run.url, "--shift", "right")
     assert "steps do not apply to a causal map" in call(run.url, "--map", "--steps", "1")
     assert "does not edit this property" in call(run.url, "--published", "--property", "shading")
