@@ -160,7 +160,11 @@ def run_intervention(finished: Any, what: Any) -> None:
     with activity("checking the intervention"):
         create_intervention(finished, what)
     check_prefect_settings()
-    from ldmprobe_core.analysis.report.intervention_text import effect_rows, map_sentence
+    from ldmprobe_core.analysis.report.intervention_text import (
+        effect_rows,
+        intervention_title,
+        map_sentence,
+    )
     from ldmprobe_core.interventions.results import InterventionSummary
 
     result = carry_out("intervene", finished.url, url=finished.url, what=what)
@@ -169,6 +173,7 @@ def run_intervention(finished: Any, what: Any) -> None:
     print_rows(rows, console, names=2 if "dose" in rows[0] else 1)
     if what.windows:
         console.print(f"\n{map_sentence(summary)}", highlight=False)
+    console.print(f"\n{intervention_title(summary)}", highlight=False)
     console.print(f"\nReport: {finished.url}/report/index.html", highlight=False, soft_wrap=True)
 
 
