@@ -173,7 +173,7 @@ def _layers(run: Run, spec: Intervention) -> list[str]:
                 f"which the denoiser does not use ({glob}). Fix: edit {POINT}query of the same "
                 "layer, if the run has it."
             )
-    globs = spec.layers or ("*",)
+    globs = ("*",) if spec.layers is None else spec.layers
     layers = [
         name
         for name in run.layers

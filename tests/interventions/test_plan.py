@@ -27,6 +27,7 @@ from ldmprobe_core.study.properties import PROPERTIES
         ({"start": 3, "steps": 2}, r"steps: more than the run's 3 sampler steps \(3 to 4\)"),
         ({"windows": 4}, r"windows: more than the run's 3 sampler steps \(4\)"),
         ({"layers": ("nothing.*",)}, r"no layer of the run matches \(nothing\.\*\)"),
+        ({"layers": ()}, r"no layer of the run matches \(\)"),
         ({"layers": ("*attn1", "none.*")}, r"no layer of the run matches \(none\.\*\)"),
         ({"prop": "shape"}, r"no property of this name that can be edited \('shape'\)\. Fix: set"),
         ({"kind": "adam"}, r"no linear probes of foreground of this kind \('adam'\)"),
