@@ -34,7 +34,13 @@ from ldmprobe_core.storage.stores.checksum_store import (
 )
 from ldmprobe_core.storage.stores.metadata_cache import invalidate_cache
 from ldmprobe_core.storage.stores.regular_files import NotRegularError, remove_irregular
-from ldmprobe_core.storage.units import ARRAY_DIM, UNIT_KINDS, UnitKind, kind_of_group
+from ldmprobe_core.storage.units import (
+    ARRAY_DIM,
+    UNIT_KINDS,
+    UnitKind,
+    is_progress_array,
+    kind_of_group,
+)
 from ldmprobe_core.study.batching import BUFFERS
 
 _Expectation = Callable[[str, tuple[str, ...], tuple[int, ...]], bool]
@@ -217,7 +223,7 @@ def _mark_of(
         group, _, name = array.rpartition("/")
         return group, name, index
     group, _, name = chunk.array.partition("/")
-    if group == GROUP and name in {kind.progress for kind in UNIT_KINDS.values()}:
+    if is_progress_array(chunk.array) and group == GROUP:
         # Each chunk of a progress array holds one element.  The index of the chunk is therefore the
         # index of the unit of work whose progress the chunk records.
         return group, name, chunk.chunk_index
@@ -277,7 +283,7 @@ def unit_of_chunk(
             chunks and batches alike.
     """
     kind = kind_of_group(path)
-    if kind is None or not kind.writes(dims) or path.rpartition("/")[2] == kind.progress:
+    if kind is None or not kind.writes(dims) or is_progress_array(path):
         # No unit of work writes this chunk: it was written when the run, or the group of an
         # intervention, was created.
         return None
