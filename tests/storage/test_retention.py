@@ -47,7 +47,7 @@ def store(template, tmp_path):
     for name in os.listdir(tmp_path / "runs"):
         run = Run(f"{tmp_path}/runs/{name}")
         found[run.study.prompts.seed] = run
-        os.utime(f"{run.url}/study.json", times=(1e9 - 86_400 * run.study.prompts.seed,) * 2)
+        os.utime(f"{run.url}/identity", times=(1e9 - 86_400 * run.study.prompts.seed,) * 2)
     return found
 
 

@@ -57,7 +57,7 @@ def plan_retention(
 ) -> list[Retention]:
     """Plan which old finished runs of a study to delete, and which to keep without activations.
 
-    A study is known by its name, and a run's age by the time at which its study.json was written.
+    A study is known by its name, and a run's age by the time at which it was created.
 
     Args:
         store: folder or ``s3://bucket/prefix`` that contains runs.
@@ -113,8 +113,17 @@ def _runs_of(
             skipped.append(Retention(url, SKIP, reason=reason))
         else:
             day = record.scheduled_for if record else date.min
-            finished.append((day, Location(url).modified("study.json"), name))
+            finished.append((day, _created(Location(url)), name))
     return [name for *_, name in sorted(finished, reverse=True)], skipped
+
+
+def _created(run: Location) -> datetime:
+    """Return when a run was created, by the store's clock."""
+    # Every start of a study writes study.json again, but `identity` is written once.
+    try:
+        return run.modified("identity")
+    except FileNotFoundError:
+        return run.modified("study.json")
 
 
 def apply_retention(plan: list[Retention], study: str) -> list[Retention]:
