@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import warnings
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -266,6 +267,7 @@ def verify(
     ] = False,
 ) -> None:
     """Read every chunk of a run, and list those that are missing or differ from their checksum."""
+    from ldmprobe_core.storage.lease import hold_lease
     from ldmprobe_core.storage.lifecycle.reading import reading
     from ldmprobe_core.storage.run import Run
     from ldmprobe_core.storage.verify import clear_progress, find_corrupt_chunks
@@ -273,22 +275,31 @@ def verify(
     target = Run(run)
     target.location.require_reachable()
     target.study  # noqa: B018  (raises if there is no run)
-    with reading("ldmprobe verify", target.url), activity("reading every chunk"):
-        damage = list(find_corrupt_chunks(target))
-    for chunk in damage:
-        console.print(f"{chunk.key}: {chunk.reason}", highlight=False, markup=False, soft_wrap=True)
-    if not damage:
-        console.print("every chunk is as it was written", highlight=False)
-        return
-    if not redo:
-        raise RunError(f"{len(damage)} chunks are damaged. Fix: verify --redo, then run the study.")
-    left = clear_progress(target, damage)
-    target.location.remove("summary.json")
+    # A flow that works on the run would take a unit that is marked meanwhile for complete.
+    with hold_lease(target.url, "ldmprobe verify") if redo else nullcontext() as lease:
+        with reading("ldmprobe verify", target.url), activity("reading every chunk"):
+            damage = list(find_corrupt_chunks(target))
+        for chunk in damage:
+            console.print(
+                f"{chunk.key}: {chunk.reason}", highlight=False, markup=False, soft_wrap=True
+            )
+        if not damage:
+            console.print("every chunk is as it was written", highlight=False)
+            return
+        if lease is None:
+            raise RunError(
+                f"{len(damage)} chunks are damaged. Fix: verify --redo, then run the study."
+            )
+        lease.require_held()
+        left = clear_progress(target, damage)
     if left:
         raise RunError(
             f"{left[0].key} is damaged, and cannot be computed from the rest of the run. Fix: "
             "restore the run from a copy, or move it away and start again."
         )
+    if target.location.has("summary.json"):
+        console.print("the damaged metadata is restored; every chunk is whole", highlight=False)
+        return
     console.print(
         f"{len(damage)} damaged chunks will be computed again by the next run", highlight=False
     )

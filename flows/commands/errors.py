@@ -36,8 +36,8 @@ _LONGEST_MESSAGE = 300
 def run_command(command: Callable[[], object], debug: bool = False) -> int:
     """Call a command, print a message on standard error if it fails, and return the exit code.
 
-    An exception that is neither a `UserError` nor a `RunError` is unexpected.  Its traceback is
-    written to a log file, and the message names that file.
+    An exception is unexpected unless it is a `UserError`, a `RunError`, or a refusal of a store.
+    Its traceback is written to a log file, and the message names that file.
 
     Args:
         command: function that runs the command.
@@ -60,7 +60,7 @@ def run_command(command: Callable[[], object], debug: bool = False) -> int:
         _report("" if getattr(error, "is_printed", False) else str(error), debug)
         return code
     except Exception as error:
-        _report(_output_problem(error) or _unexpected(error), debug)
+        _report(_output_problem(error) or _storage_problem(error) or _unexpected(error), debug)
         return FAULT
     return DONE
 
@@ -100,6 +100,20 @@ def _output_problem(error: Exception) -> str:
         f"standard output: it cannot be written to ({error.strerror}). Fix: free some space, or "
         "send the output to another place"
     )
+
+
+def _storage_problem(error: Exception) -> str:
+    """Return the message about a store that refuses a request; empty for another error."""
+    if not isinstance(error, OSError):
+        return ""
+    if str(error).startswith("object store: "):
+        return f"{error}. Fix: check the store and the credentials, then repeat the command"
+    if isinstance(error, PermissionError) and error.filename is not None:
+        return (
+            f"{os.fsdecode(error.filename)}: this user may not read or change it "
+            f"({error.strerror}). Fix: correct its permissions"
+        )
+    return ""
 
 
 def _require_current_folder() -> None:

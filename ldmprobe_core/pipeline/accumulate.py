@@ -24,6 +24,7 @@ from ldmprobe_core.pipeline.statistics import (
 )
 from ldmprobe_core.probing.measured import measured
 from ldmprobe_core.storage.run import Run
+from ldmprobe_core.storage.stores.checksum_store import CorruptChunkError
 from ldmprobe_core.storage.units import ACCUMULATE
 from ldmprobe_core.study.batching import permuted_samples
 from ldmprobe_core.study.samples import Sample
@@ -47,6 +48,7 @@ def accumulate_unit(url: str, part: int, number: int) -> dict[str, Any]:
 
     Raises:
         RuntimeError: an earlier unit is not complete, or another worker has added this unit.
+        CorruptChunkError: the sums of the earlier units are not as they were written.
         UserError: the maps have pixels without a measured value.
     """
     run = Run(url)
@@ -63,7 +65,12 @@ def accumulate_unit(url: str, part: int, number: int) -> dict[str, Any]:
     # The number of BLAS threads affects the last bits of sums.  One thread makes them reproducible.
     threadpool_limits(1, user_api="blas")
     study = run.study
-    accumulator = Accumulator.read(run, part, done)
+    try:
+        accumulator = Accumulator.read(run, part, done)
+    except CorruptChunkError:
+        # Another worker may be writing this buffer, after it has added the unit.
+        _require_unit(run, part, done)
+        raise
     before = accumulator.count
     samples, device = run.samples, pick_device(study.execution.wanted_device)
     load_batch = _sample_in_memory if study.capture.keep == "statistics" else _read_from_store

@@ -6,6 +6,7 @@ set of models (`shared_models`).  The cache holds the models of one study at a t
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -117,12 +118,17 @@ def get_or_load(study: Study, kind: str, key: str, load: Callable[[], Any]) -> A
     Args:
         study: study whose device determines the cache: one per thread (CPU) or per process (GPU).
         kind: kind of the models, such as ``labelers``.  The cache has one entry for each kind.
-        key: text that identifies the models; an entry with another key is replaced.
+        key: text that identifies the models; an entry with another key is removed
+            before the new models are loaded.
         load: function that loads the models.
     """
     cache = shared_models if _shared(study) else thread_local_models.loaded
     if cache.get(kind, ("", None))[0] != key:
         with model_lock.loading():
+            # Release the former models first, since the memory may not hold both.  Modules and
+            # hooks refer to each other, so that only the collector finds them.
+            if cache.pop(kind, None) is not None:
+                gc.collect()
             cache[kind] = (key, load())
             load_counts[kind] += 1
     return cache[kind][1]

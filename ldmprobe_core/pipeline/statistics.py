@@ -9,6 +9,10 @@ of work, which run in order.  An accumulator has two buffers in the store.  A un
 buffer, which includes all earlier units, adds its own batches, and writes the other buffer.  It
 then records its progress, which makes the other buffer the active one.  A unit that is interrupted
 and repeated is therefore counted only once, and no two workers write the same chunk.
+
+The exception is a worker that is suspended while it writes, and given up as lost: if it continues
+after others have added units, the buffer that it writes may be the active one.  Its chunks are
+whole, but differ from the checksums that the last unit recorded, with which readers compare them.
 """
 
 from __future__ import annotations
@@ -22,6 +26,9 @@ from ldmprobe_core.probing.block_scores import block_means
 from ldmprobe_core.probing.neighbourhood import probe_features
 from ldmprobe_core.probing.position import token_positions
 from ldmprobe_core.probing.statistics import SufficientStatistics
+from ldmprobe_core.storage.bookkeeping import read_record, record_name
+from ldmprobe_core.storage.nodes import dimensions, open_array, read_selection
+from ldmprobe_core.storage.progress import GROUP
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.units import ACCUMULATE
 from ldmprobe_core.study.batching import (
@@ -85,12 +92,15 @@ class Accumulator:
             run: run to read from.
             accumulator: index of the accumulator (from 0).
             done: number of its complete units; 0 gives sums of zero.
+
+        Raises:
+            CorruptChunkError: sums are damaged, or not those that the last unit wrote.
         """
-        index = {"accumulator": accumulator, "buffer": done % BUFFERS}
+        sums = _ActiveSums(run, accumulator, done)
 
         def stored(group: str, name: str) -> np.ndarray:
             if done:
-                return run.read(group, name, **index)
+                return sums.read(group, name)
             array = run.open(group)[name]
             return np.zeros(array.shape[2:], array.dtype)
 
@@ -242,10 +252,13 @@ def load_statistics(run: Run, network: str, step: int, layer: str) -> Sufficient
         network: ``trained`` or ``permuted``.
         step: sampler step (from 1).
         layer: name of the layer.
+
+    Raises:
+        CorruptChunkError: sums are damaged, or not those that the accumulator's last unit wrote.
     """
-    group = f"{STATISTICS_GROUP}/{network}/{layer}"
-    gram = unpacked(_merged(run, group, "gram", step=step - 1))
-    by_position = _merged(run, group, "by_position", step=step - 1)
+    group, active = f"{STATISTICS_GROUP}/{network}/{layer}", _active_sums(run)
+    gram = unpacked(_merged(active, group, "gram", step=step - 1))
+    by_position = _merged(active, group, "by_position", step=step - 1)
     channels = len(gram) - 1 - len(summed_columns(run.study, network))
     return SufficientStatistics(gram, channels, by_position)
 
@@ -264,29 +277,59 @@ def unstored_statistics(
 
 def mean_maps(run: Run) -> dict[str, np.ndarray]:
     """Compute the mean label maps of the training samples, float64 (y, x) by property."""
-    count = _merged(run, f"{STATISTICS_GROUP}/labels", "count")
-    return {p: _merged(run, f"{STATISTICS_GROUP}/labels", p) / count for p in run.study.labels.maps}
+    group, active = f"{STATISTICS_GROUP}/labels", _active_sums(run)
+    count = _merged(active, group, "count")
+    return {prop: _merged(active, group, prop) / count for prop in run.study.labels.maps}
 
 
 def nonfinite_in(run: Run, network: str, layer: str) -> np.ndarray:
     """Count the NaN and infinite training activations of each step; return int64 (step,)."""
-    return _merged(run, f"{STATISTICS_GROUP}/{network}/{layer}", "nonfinite")
+    return _merged(_active_sums(run), f"{STATISTICS_GROUP}/{network}/{layer}", "nonfinite")
 
 
-def _merged(run: Run, group: str, name: str, **index: int) -> np.ndarray:
-    """Sum an array over the active buffers of all accumulators, pairwise to limit rounding errors.
+class _ActiveSums:
+    """Reader of an accumulator's active buffer, which compares it with the recorded checksums.
 
     Args:
         run: run to read from.
+        accumulator: index of the accumulator (from 0).
+        done: number of its complete units.
+    """
+
+    def __init__(self, run: Run, accumulator: int, done: int) -> None:
+        try:
+            name = record_name(f"{GROUP}/{ACCUMULATE.progress}", (accumulator,))
+            recorded = read_record(run.location, name)
+        except ValueError:
+            # Runs of early versions have no checksums, and `ldmprobe verify` names a damaged file.
+            recorded = {}
+        self._run, self._store = run, run.zarr_store(require_complete=True, recorded=recorded)
+        self._index = {"accumulator": accumulator, "buffer": done % BUFFERS}
+
+    def read(self, group: str, name: str, **index: int) -> np.ndarray:
+        """Read an array's sums, at positions along further dimensions."""
+        array = open_array(self._store, self._run.url, f"{group}/{name}")
+        where = self._index | index
+        selection = tuple(where.get(dim, slice(None)) for dim in dimensions(array))
+        return read_selection(array, selection, in_turn=not self._run.location.remote)
+
+
+def _active_sums(run: Run) -> list[_ActiveSums]:
+    """Return a reader for each accumulator of a run."""
+    done = run.progress.counts(ACCUMULATE)
+    return [_ActiveSums(run, accumulator, int(units)) for accumulator, units in enumerate(done)]
+
+
+def _merged(active: list[_ActiveSums], group: str, name: str, **index: int) -> np.ndarray:
+    """Sum an array over the active buffers of all accumulators, pairwise to limit rounding errors.
+
+    Args:
+        active: readers of the accumulators.
         group: path of the group that holds the array.
         name: name of the array.
         index: position along further dimensions of the array.
     """
-    done = run.progress.counts(ACCUMULATE)
-    parts = [
-        run.read(group, name, accumulator=accumulator, buffer=int(units) % BUFFERS, **index)
-        for accumulator, units in enumerate(done)
-    ]
+    parts = [sums.read(group, name, **index) for sums in active]
     while len(parts) > 1:
         pairs = [a + b for a, b in zip(parts[::2], parts[1::2], strict=False)]
         parts = pairs + parts[2 * len(pairs) :]

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 
 from ldmprobe_core.errors import LdmprobeError, UserError
 from ldmprobe_core.storage.filesystem import Location
-from ldmprobe_core.storage.units import UNIT_KINDS
+from ldmprobe_core.storage.units import UNIT_KINDS, is_progress_array
 
 FOLDER = "checksums"
 CREATED = f"{FOLDER}/created.json"
@@ -56,8 +56,8 @@ class ChunkRecord:
             key: the file's path in the run.
             chunk: the chunk's bytes, or at least the last four.
         """
-        array, separator, _ = key.partition("/c/")
-        if separator and array.rpartition("/")[2] not in _progress_arrays():
+        place = chunk_place(key)
+        if place is not None and not is_progress_array(place[0]):
             self._checksums[key] = checksum_of(chunk).hex()
 
     def save(self, name: str) -> None:
@@ -67,9 +67,17 @@ class ChunkRecord:
             self._location.write_text(name, json.dumps(chunks, indent=0, sort_keys=True))
 
 
-def _progress_arrays() -> set[str]:
-    """Return the names of the Zarr arrays that record which units of work are complete."""
-    return {kind.progress for kind in UNIT_KINDS.values()}
+def chunk_place(key: str) -> tuple[str, tuple[int, ...]] | None:
+    """Split the key of a chunk into its array's path and its index; None for another file.
+
+    A property may have the name ``c``, so that ``labels/c/c/0/0/0`` is a chunk of ``labels/c``, and
+    ``scores/c/zarr.json`` is no chunk.
+    """
+    array, separator, index = key.rpartition("/c/")
+    parts = index.split("/")
+    if not separator or not all(part.isdecimal() for part in parts):
+        return None
+    return array, tuple(int(part) for part in parts)
 
 
 def checksum_of(chunk: bytes) -> bytes:

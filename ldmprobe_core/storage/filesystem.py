@@ -93,14 +93,14 @@ def normal_url(url: str) -> str:
             # Only a shell replaces it: a deployment's parameter or a program's text stays as it is.
             raise address_error("it begins with a variable, which is not replaced")
         return "/" + os.path.abspath(folder).lstrip("/")
-    if (protocol := protocol.lower()) not in ("s3", "memory"):
+    if (protocol := protocol.lower()) != "s3":
         raise address_error(f"the protocol {protocol!r:.20} is not s3")
     parts = rest.rstrip("/").split("/")
     if any(part.strip() in ("", ".", "..") for part in parts):
         raise address_error("a part between slashes is empty, '.' or '..'")
     if unsafe := _UNSAFE.search(rest):
         raise address_error(f"the character {unsafe.group()!r} is not allowed in keys")
-    if protocol == "s3" and not _BUCKET.fullmatch(parts[0]):
+    if not _BUCKET.fullmatch(parts[0]):
         raise address_error(f"{parts[0]!r:.80} is not a valid bucket name")
     return f"{protocol}://{'/'.join(parts)}"
 
@@ -120,22 +120,30 @@ class Location:
         self.remote = "://" in self.url
 
     def require_reachable(self) -> None:
-        """Check that an object store responds; local folders are not checked.
+        """Check that a bucket can be listed; local folders are not checked.
 
         Raises:
-            UserError: the object store does not respond, or refuses the credentials.
+            UserError: the object store does not respond, has no such bucket, or refuses the
+                credentials.
         """
         if not self.remote:
             return
         try:
-            self.client(patient=False).exists("study.json")
+            # A request for a single file would not tell a missing bucket from a missing file.
+            try:
+                self.client(patient=False).entries("")
+            except FileNotFoundError:
+                # s3fs raises it for a prefix without files as well as for a missing bucket.
+                bucket = self.url.removeprefix("s3://").partition("/")[0]
+                Location(f"s3://{bucket}").client(patient=False).entries("")
         except LdmprobeError:
             raise
         # S3 clients raise exceptions of many types if a store does not respond, so catch all.
         except Exception as error:
             raise UserError(
-                f"store {self.url!r} cannot be reached ({_cause(error)}). Fix: check its "
-                "endpoint and credentials (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_PROFILE, ...)"
+                f"store {self.url!r} cannot be reached ({_cause(error)}). Fix: check the "
+                "bucket's name, the endpoint and the credentials (AWS_ENDPOINT_URL, "
+                "AWS_ACCESS_KEY_ID, AWS_PROFILE, ...)"
             ) from error
 
     def require_writable(self) -> None:

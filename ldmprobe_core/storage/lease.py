@@ -186,6 +186,10 @@ def hold_lease(
                     )
                 sleep(min(0.05 * 2**lost_races, 2.0) * random.uniform(0.5, 1.0))
         elif time.monotonic() >= deadline:
+            now = read_holder_or_none(location, number)
+            if now is None or now.is_dead:
+                # The holder released the lease, or ended, while it was watched.
+                continue
             raise UserError(
                 f"{url} is being worked on by {held_by.description} (process {held_by.pid} on "
                 f"{held_by.host.partition('/')[0]}). Fix: {remedy}"
@@ -198,15 +202,19 @@ def hold_lease(
         lease.release()
 
 
-def holder_of(url: str) -> Holder | None:
+def holder_of(url: str, watch: Callable[[Holder], bool] | None = None) -> Holder | None:
     """Return the process that holds the lease of a run; None if no process does.
 
     A holder on another machine counts until it has written no heartbeat for `STALE_S` seconds, by
-    the clocks of this machine and of the store.  So does a holder whose lease cannot be read, for
-    example because its file belongs to another user: it is returned as `UNKNOWN`.
+    the clocks of this machine and of the store, which may differ.  So does a holder whose lease
+    cannot be read, for example because its file belongs to another user: it is returned as
+    `UNKNOWN`.
 
     Args:
         url: URL of the run.
+        watch: function that returns whether to watch a holder, whose last heartbeat is old by the
+            clocks, for `STALE_S` seconds, and to count it if a heartbeat arrives; None watches
+            none.  Without a watch, the result is for display only.
 
     Raises:
         UnreadableLeaseError: this user cannot list the lease's files.
@@ -233,9 +241,30 @@ def holder_of(url: str) -> Holder | None:
             if written is None:
                 continue
             if (datetime.now(UTC) - written).total_seconds() > STALE_S:
-                return None
+                if watch is None or not watch(holder):
+                    return None
+                if (again := _next_write(location, number, written)) is None:
+                    deadline = time.monotonic() + READ_PATIENCE_S
+                    continue
+                if again == written:
+                    return None
         return holder
     return None
+
+
+def _next_write(location: Location, number: int, written: datetime) -> datetime | None:
+    """Watch a lease's file for `STALE_S` seconds, and return when it is written next.
+
+    Args:
+        written: time of the last write, which is returned if no other follows.
+
+    Returns:
+        None as soon as the file does not exist.
+    """
+    since = time.monotonic()
+    while (now := written_at(location, number)) == written and time.monotonic() - since < STALE_S:
+        time.sleep(0.2)
+    return now
 
 
 def take_lease(

@@ -10,9 +10,9 @@ import numpy as np
 from ldmprobe_core.storage.bookkeeping import ChunkRecord, record_name
 from ldmprobe_core.storage.nodes import open_array
 from ldmprobe_core.storage.stores.checksum_store import ChecksumStore
-from ldmprobe_core.storage.units import UnitKind
+from ldmprobe_core.storage.units import PROGRESS_GROUP, UnitKind
 
-GROUP = "progress"
+GROUP = PROGRESS_GROUP
 """Name of the group that holds one array per kind of unit, with one element per unit."""
 
 

@@ -19,6 +19,10 @@ A chunk of data arrays along ``sample`` holds one batch.
 """
 
 
+PROGRESS_GROUP = "progress"
+"""Group of the progress arrays of all kinds of units that have none in each of their groups."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class UnitKind:
     """Description of one kind of unit of work, such as generating a batch.
@@ -173,6 +177,20 @@ def kind_of_group(path: str) -> UnitKind | None:
     """Return the kind of unit of work that writes a group or array; None if none does."""
     group = path.partition("/")[0]
     return next((kind for kind in UNIT_KINDS.values() if group in kind.groups), None)
+
+
+def is_progress_array(path: str) -> bool:
+    """Return whether a path of a run is that of an array that records complete units of work.
+
+    A property may have the name of such an array, so that ``labels/labeled`` holds its maps.
+    """
+    group, _, name = path.rpartition("/")
+    top, _, below = group.partition("/")
+    return any(
+        name == kind.progress
+        and (top in kind.groups and below != "" if kind.per_group else group == PROGRESS_GROUP)
+        for kind in UNIT_KINDS.values()
+    )
 
 
 def kinds_in(study: Study) -> list[UnitKind]:

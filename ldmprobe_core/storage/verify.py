@@ -34,7 +34,13 @@ from ldmprobe_core.storage.stores.checksum_store import (
 )
 from ldmprobe_core.storage.stores.metadata_cache import invalidate_cache
 from ldmprobe_core.storage.stores.regular_files import NotRegularError, remove_irregular
-from ldmprobe_core.storage.units import ARRAY_DIM, UNIT_KINDS, UnitKind, kind_of_group
+from ldmprobe_core.storage.units import (
+    ARRAY_DIM,
+    UNIT_KINDS,
+    UnitKind,
+    is_progress_array,
+    kind_of_group,
+)
 from ldmprobe_core.study.batching import BUFFERS
 
 _Expectation = Callable[[str, tuple[str, ...], tuple[int, ...]], bool]
@@ -171,6 +177,9 @@ def clear_progress(run: Run, chunks: Iterable[CorruptChunkError]) -> list[Corrup
     Damaged metadata of groups and arrays is first restored from the run's consolidated copy.  If
     both are readable but differ, either may be the damaged one, and nothing is repaired.
 
+    A run with a summary counts as finished.  The summary is therefore removed before the first unit
+    is marked, so that an interruption leaves an unfinished run.  It stays if no unit is marked.
+
     Returns:
         the chunks that cannot be repaired, because no unit of a run writes them, because a folder
         with files is in their place, or because the metadata contradicts its copy.
@@ -190,33 +199,39 @@ def clear_progress(run: Run, chunks: Iterable[CorruptChunkError]) -> list[Corrup
         chunks = list(find_corrupt_chunks(run))
         if beyond_repair := _beyond_remedy(run, chunks):
             return beyond_repair
-    beyond_repair = []
-    progress_arrays = {kind.progress for kind in UNIT_KINDS.values()}
-    layers: list[str] = []
     batch_of = _batch_finder(run)
-    for chunk in chunks:
-        if chunk.key == CREATED:
-            beyond_repair.append(chunk)
-            continue
-        if chunk.key.startswith(f"{FOLDER}/"):
-            array, index = unit_of_record(chunk.key)
-            group, _, name = array.rpartition("/")
-            run.progress_of(group).set_count(name, *index, count=0)
-            continue
-        group, _, name = chunk.array.partition("/")
-        if group == GROUP and name in progress_arrays:
-            # Each chunk of a progress array holds one element.  The index of the chunk is therefore
-            # the index of the unit of work whose progress the chunk records.
-            run.progress.set_count(name, *chunk.chunk_index, count=0)
-            continue
-        layers = layers or run.probe_inputs
-        dims = dimensions(open_array(run.store, run.url, chunk.array))
-        unit = unit_of_chunk(chunk.array, dims, chunk.chunk_index, layers, batch_of)
-        if unit is None or unit[0].per_group:
-            beyond_repair.append(chunk)
-        else:
-            run.progress.clear(unit[0], *unit[1])
-    return beyond_repair
+    marks = {chunk.key: _mark_of(run, chunk, batch_of) for chunk in chunks}
+    units = dict.fromkeys(mark for mark in marks.values() if mark is not None)
+    if units:
+        run.location.remove("summary.json")
+    for group, name, index in units:
+        run.progress_of(group).clear(name, *index)
+    return [chunk for chunk in chunks if marks[chunk.key] is None]
+
+
+def _mark_of(
+    run: Run, chunk: CorruptChunkError, batch_of: BatchOfChunk
+) -> tuple[str, str, tuple[int, ...]] | None:
+    """Return where the unit that wrote a chunk is recorded: group, progress array and index.
+
+    None stands for a chunk that no unit of the run writes.
+    """
+    if chunk.key == CREATED:
+        return None
+    if chunk.key.startswith(f"{FOLDER}/"):
+        array, index = unit_of_record(chunk.key)
+        group, _, name = array.rpartition("/")
+        return group, name, index
+    group, _, name = chunk.array.partition("/")
+    if is_progress_array(chunk.array) and group == GROUP:
+        # Each chunk of a progress array holds one element.  The index of the chunk is therefore the
+        # index of the unit of work whose progress the chunk records.
+        return group, name, chunk.chunk_index
+    dims = dimensions(open_array(run.store, run.url, chunk.array))
+    unit = unit_of_chunk(chunk.array, dims, chunk.chunk_index, run.probe_inputs, batch_of)
+    if unit is None or unit[0].per_group:
+        return None
+    return GROUP, unit[0].progress, unit[1]
 
 
 def _batch_finder(run: Run) -> BatchOfChunk:
@@ -268,7 +283,7 @@ def unit_of_chunk(
             chunks and batches alike.
     """
     kind = kind_of_group(path)
-    if kind is None or not kind.writes(dims) or path.rpartition("/")[2] == kind.progress:
+    if kind is None or not kind.writes(dims) or is_progress_array(path):
         # No unit of work writes this chunk: it was written when the run, or the group of an
         # intervention, was created.
         return None

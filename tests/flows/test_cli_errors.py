@@ -63,6 +63,22 @@ def test_run_command_exit_code_of_every_kind_of_failure(error, code, capfd):
     assert len(said.splitlines()) <= 1
 
 
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError("object store: GET x - 503 (SlowDown)"), "object store: GET x - 503 (SlowDown)"),
+        (PermissionError(13, "Permission denied", "/runs/tiny"), "/runs/tiny: this user may not"),
+    ],
+)
+def test_run_command_names_a_store_that_refuses_a_request(state, capfd, error, words):
+    assert run_command(_raise(error)) == 3
+    said = capfd.readouterr().err
+    assert said.startswith(f"ldmprobe: {words}")
+    assert ". Fix: c" in said
+    assert "unexpected" not in said
+    assert not state.exists()
+
+
 def test_run_command_unexpected_failure_is_one_sentence_and_a_log(state, capfd):
     assert run_command(_raise(KeyError("first line\nsecond line"))) == 3
     said = capfd.readouterr().err

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from flows import cli
+from ldmprobe_core.storage.lease import hold_lease
+from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.stores.metadata_cache import invalidate_cache
 
 HARMS = {
@@ -62,6 +64,31 @@ def test_command_on_a_damaged_file_is_one_sentence(copy, command, capfd, monkeyp
             assert name.rpartition("/")[2] in sentence, case
             assert len(captured.err.strip().splitlines()) == 1, case
             path.write_bytes(content)
+
+
+def test_verify_redo_leaves_a_run_alone_on_which_a_flow_works(copy, capfd, monkeypatch):
+    """The flow would write its summary after a unit was marked as not complete."""
+    (copy / "labels/depth/c/0/0/0").unlink()
+    words = ["ldmprobe", "verify", str(copy), "--redo"]
+
+    def verify() -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return stop.value.code, "".join(capfd.readouterr())
+
+    with hold_lease(str(copy), "flow run 1"):
+        code, said = verify()
+    assert code == 1
+    assert "is being worked on by flow run 1" in said
+    assert (copy / "summary.json").exists()
+    assert Run(str(copy)).progress.is_done("labeled", 0)
+    code, said = verify()
+    assert code == 0, said
+    assert "labels/depth/c/0/0/0: missing" in said
+    assert not (copy / "summary.json").exists()
+    assert not Run(str(copy)).progress.is_done("labeled", 0)
+    assert not Path(f"{copy}.lease").exists()
 
 
 @pytest.mark.slow

@@ -29,6 +29,7 @@ class Hub:
         faults: path of a file to what its next answers do: a status, the number of bytes after
             which the connection is cut, or -1 to answer a range with the file's beginning.
         denied: hub id to (status, headers) of every answer about this repository.
+        commit: hash of the commit to which every branch points.
         requests: (method, path, range) of each request for a file.
     """
 
@@ -37,6 +38,7 @@ class Hub:
         self.files: dict[str, bytes] = {}
         self.faults: dict[str, list[int]] = {}
         self.denied: dict[str, tuple[int, dict[str, str]]] = {}
+        self.commit = COMMIT
         self.requests: list[tuple[str, str, str | None]] = []
         self.url = ""
 
@@ -111,7 +113,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                     {**entry, "rfilename": entry["path"], "blobId": entry["oid"]}
                     for entry in entries
                 ]
-                content = {"id": name, "modelId": name, "sha": COMMIT, "siblings": siblings}
+                content = {"id": name, "modelId": name, "sha": hub.commit, "siblings": siblings}
             self.answer(200, json.dumps(content).encode(), Content_Type="application/json")
 
         def file(self, name: str, data: bytes) -> None:
@@ -131,7 +133,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             self.send_response(206 if span else 200)
             self.send_header("Content-Length", str(len(data) - start))
             self.send_header("ETag", f'"{etag}"')
-            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("X-Repo-Commit", hub.commit)
             if span:
                 self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
             self.end_headers()

@@ -212,6 +212,16 @@ def test_files_in_a_bucket(behind, monkeypatch, client):
     assert other.read_text("a.json") == "untouched"
 
 
+@pytest.mark.parametrize("client", ["obstore", "s3fs"])
+def test_a_bucket_that_does_not_exist_is_named(behind, monkeypatch, client):
+    monkeypatch.setenv("LDMPROBE_S3_CLIENT", client)
+    Location("s3://runs").require_reachable()
+    Location("s3://runs/no/files/yet").require_reachable()
+    for url in ("s3://no-such-bucket", "s3://no-such-bucket/runs"):
+        with pytest.raises(UserError, match=rf"{url}' cannot be reached .*Fix: check the bucket's"):
+            Location(url).require_reachable()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("found", "ours"), [("mine", True), ("another's", False)])
 def test_a_creation_whose_answer_is_lost_is_recognized(behind, found, ours):

@@ -1,5 +1,8 @@
 """Accumulating units: interrupted, repeated, overtaken, damaged."""
 
+import itertools
+import shutil
+
 import numpy as np
 import pytest
 from run_helpers import carry_out, statistics_study
@@ -9,10 +12,13 @@ from ldmprobe_core.pipeline.prepare import prepare_run
 from ldmprobe_core.pipeline.statistics import (
     Accumulator,
     load_statistics,
+    mean_maps,
     require_accumulated,
     run_accumulation_units,
 )
 from ldmprobe_core.storage.progress import Progress
+from ldmprobe_core.storage.run import Run
+from ldmprobe_core.storage.stores.checksum_store import CorruptChunkError
 from ldmprobe_core.storage.verify import clear_progress, find_corrupt_chunks
 
 
@@ -90,6 +96,33 @@ def test_damaged_statistics_are_found_and_their_part_is_accumulated_again(tiny_m
         accumulate_unit(run.url, 1, number)
     assert list(find_corrupt_chunks(run)) == []
     np.testing.assert_array_equal(moments_of_untouched(run), before)
+
+
+def test_sums_that_a_late_worker_overwrote_are_refused_and_accumulated_again(summed, tmp_path):
+    """Their chunks are whole, so that only the recorded checksums tell."""
+    run = Run(str(shutil.copytree(summed.url, tmp_path / summed.url.rpartition("/")[2])))
+    done = run.progress.count("accumulated", 0)
+    # The worker began when fewer units were complete, and was suspended while it wrote the buffer
+    # that is the active one now.
+    late = Accumulator.read(run, 0, done)
+    for gram in late.grams.values():
+        gram /= 2
+    late.write(Run(run.url), 0, done)
+    layer = run.layers[0]
+    with pytest.raises(
+        CorruptChunkError, match=rf"statistics/trained/{layer}/gram/c/0/1/0/0 is ch"
+    ) as e:
+        load_statistics(run, "trained", 1, layer)
+    with pytest.raises(CorruptChunkError, match="is changed"):
+        Accumulator.read(run, 0, done)
+    # Untouched sums, and what a flow's repair does:
+    assert mean_maps(run)["depth"].tobytes() == mean_maps(summed)["depth"].tobytes()
+    assert clear_progress(run, find_corrupt_chunks(run, e.value.array)) == []
+    for number in range(done):
+        accumulate_unit(run.url, 0, number)
+    for step, name in itertools.product((1, 3), run.probe_inputs):
+        sums, before = (load_statistics(r, "trained", step, name) for r in (run, summed))
+        np.testing.assert_array_equal(sums.gram, before.gram)
 
 
 def moments_of_untouched(run):

@@ -2,6 +2,7 @@
 
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -60,6 +61,20 @@ def test_cpu_threads_load_a_model_each_and_give_the_bytes_of_one_thread(finished
         np.testing.assert_array_equal(
             run.read(group, name, **rest), finished_run.read(group, name, **rest)
         )
+
+
+def test_the_former_model_is_released_before_the_next_is_loaded(finished_run, tmp_path):
+    """A sampler, whose modules, hooks and scheduler refer to each other."""
+    run, study = prepare_run(finished_run.study, str(tmp_path)), finished_run.study
+    denoisers, alive = [], []
+    with model_cache.model_access(study):
+        sampler = model_cache.get_sampler(study, run.attributes["model_fingerprint"])
+        denoisers.append(weakref.ref(sampler.pipeline.unet))
+        del sampler
+        load = lambda: alive.append(denoisers[0]() is not None)  # noqa: E731
+        model_cache.get_or_load(study, "generator", "another", load)
+        model_cache.get_or_load(study, "generator", "", load)  # the next test loads its own
+    assert alive == [False, False]
 
 
 def test_a_thread_loads_its_model_between_the_steps_of_another_thread(

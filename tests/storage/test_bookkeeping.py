@@ -9,9 +9,11 @@ from run_helpers import assert_same, carry_out
 from tiers import rest_slow
 
 from ldmprobe_core.pipeline.generate import generate_batch
+from ldmprobe_core.pipeline.label import label_batch
 from ldmprobe_core.pipeline.prepare import prepare_run
 from ldmprobe_core.storage.bookkeeping import (
     CREATED,
+    chunk_place,
     read_record,
     record_name,
     record_names,
@@ -50,6 +52,65 @@ def test_records_hold_the_last_bytes_of_every_chunk_that_units_write(finished_ru
     }
     marks = {key for key in chunks if key.split("/c/")[0].endswith(("ated", "labeled", "probed"))}
     assert recorded == {key: crc for key, crc in chunks.items() if key not in marks}
+
+
+@pytest.mark.parametrize(
+    ("key", "place"),
+    [
+        ("labels/depth/c/2/0/0", ("labels/depth", (2, 0, 0))),
+        ("labels/c/c/2/0/0", ("labels/c", (2, 0, 0))),
+        ("scores/c/score/c/0/11", ("scores/c/score", (0, 11))),
+        ("scores/c/score/zarr.json", None),
+        ("scores/c/zarr.json", None),
+        ("labels/c/zarr.json", None),
+        ("study.json", None),
+    ],
+)
+def test_chunk_place_of_keys_in_groups_and_arrays_named_c(key, place):
+    assert chunk_place(key) == place
+
+
+PROPERTY_MODULE = """
+import numpy as np
+
+def tone(images):
+    return images.mean(-1) / 255
+"""
+
+
+def test_damage_is_found_in_properties_named_as_a_folder_or_as_progress(
+    tiny_study, own_module, tmp_path
+):
+    own_module("tones_of_theirs", PROPERTY_MODULE)
+    record = {"kind": "scalar", "labeler": "tones_of_theirs:tone"}
+    rest = {"foreground": None, "depth": None, "shading": None, "class": None}
+    names = ("c", "labeled", "generated")
+    run = prepare_run(
+        tiny_study(
+            prompts={"samples": 8},
+            properties={name: record for name in names},
+            labels=rest,
+            trajectory={"samples": 1, "training": 0},
+        ),
+        str(tmp_path),
+    )
+    generate_batch(run.url, 0)
+    label_batch(run.url, 0)
+    assert list(find_corrupt_chunks(run)) == []
+    keys = [f"labels/{name}/c/0/0/0" for name in names]
+    recorded = read_record(run.location, record_name("progress/labeled", (0,)))
+    assert set(keys) <= recorded.keys()
+    assert not any(key.endswith(".json") for key in read_record(run.location, CREATED))
+    for key in keys:
+        (Path(run.url) / key).unlink()
+        damage = list(find_corrupt_chunks(run))
+        assert [(chunk.key, chunk.reason) for chunk in damage] == [(key, "missing")]
+        assert (damage[0].array, damage[0].chunk_index) == (key[:-8], (0, 0, 0))
+        assert clear_progress(run, damage) == []
+        assert not run.progress.is_done("labeled", 0)
+        assert run.progress.is_done("generated", 0)
+        label_batch(run.url, 0)
+    assert list(find_corrupt_chunks(run)) == []
 
 
 COPIED = [

@@ -98,7 +98,7 @@ def test_normal_url_has_one_spelling(url, expected):
         "", " ", "\t", "a\0b", " runs", "runs ", "s3://", "s3:///", "s3:///x", "s3://runs//x",
         "s3://runs/ /x", "s3://runs/a/../b", "s3://runs/./b", "s3://..", "s3:runs/x", "s3:/runs/x",
         "s3://r", "s3://a b/c", "s3://key:secret@runs/x", "s3://runs/x?versionId=3", "s3://runs/x#y",
-        "s3://runs/%2e%2e/x", "s3://runs/*", "file:///tmp/x", "gs://bucket/x", "https://host/x",
+        "s3://runs/%2e%2e/x", "s3://runs/*", "file:///tmp/x", "memory://x", "gs://bucket/x", "https://host/x",
         "://x", "~no-such-user/x", "$HOME/x", "${STORE}/x",
     ],
 )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -87,6 +88,22 @@ def test_hold_lease_calls_on_wait_until_the_holder_ends(tmp_path, monkeypatch):
             assert lease.previous == ()
     assert set(waited) == {"flow run first"}
     assert len(waited) >= 3
+
+
+def test_hold_lease_takes_a_lease_that_is_released_while_it_is_watched(tmp_path, monkeypatch):
+    """Also without patience: there is nobody left to wait for."""
+    monkeypatch.setattr(leases, "HEARTBEAT_S", 1e6)
+    monkeypatch.setattr(leases, "STALE_S", 1e6)
+    url, watches = str(tmp_path / "run"), []
+    with ExitStack() as first:
+        first.enter_context(hold_lease(url, "flow run first"))
+        pause = SimpleNamespace(
+            monotonic=time.monotonic, sleep=lambda _: watches.append(first.close())
+        )
+        monkeypatch.setattr(leases, "time", pause)
+        with hold_lease(url, "flow run second") as lease:
+            assert lease.previous == ()
+            assert len(watches) == 1
 
 
 def test_hold_lease_that_has_waited_for_its_limit_names_holder_and_remedy(tmp_path, monkeypatch):
@@ -298,6 +315,30 @@ def test_holder_of_a_lease_that_is_released_meanwhile_is_none(tmp_path, monkeypa
 
     monkeypatch.setattr(Location, "modified", released)
     assert holder_of(url) is None
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_holder_of_watches_a_holder_that_is_old_by_the_clocks(tmp_path, monkeypatch, alive):
+    """The clock of this machine is far ahead, so that every heartbeat looks old."""
+    url, location = str(tmp_path / "run"), Location(f"{tmp_path}/run.lease")
+    write_lease(url, 1, elsewhere())
+    os.utime(tmp_path / "run.lease/000001", (1e9, 1e9))
+
+    def beat(_: float) -> None:
+        if alive:
+            location.write_text("000001", json.dumps(vars(elsewhere(1))))
+            os.utime(tmp_path / "run.lease/000001", (1e9 + 5, 1e9 + 5))
+        now[0] += 0.4
+
+    now = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=beat)
+    monkeypatch.setattr(leases, "time", clock)
+    assert holder_of(url) is None
+    assert holder_of(url, lambda holder: holder.description != "flow run 1") is None
+    assert now == [0.0]
+    found = holder_of(url, lambda holder: holder.description == "flow run 1")
+    assert found == (elsewhere() if alive else None)
+    assert now == [0.4 if alive else pytest.approx(1.2)]
 
 
 class Later:

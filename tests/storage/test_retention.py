@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from run_helpers import arrays, assert_same, small_study
@@ -14,9 +17,11 @@ from run_helpers import arrays, assert_same, small_study
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.pipeline.prepare import prepare_run
 from ldmprobe_core.pipeline.units import carry_out_units
+from ldmprobe_core.storage import lease as leases
 from ldmprobe_core.storage.filesystem import Location
 from ldmprobe_core.storage.lease import hold_lease
 from ldmprobe_core.storage.lifecycle import retention
+from ldmprobe_core.storage.lifecycle.lease_files import Holder
 from ldmprobe_core.storage.lifecycle.reading import reading
 from ldmprobe_core.storage.lifecycle.retention import DELETE, KEEP, SKIP, STRIP
 from ldmprobe_core.storage.lifecycle.schedule_record import ScheduleRecord, write_schedule_record
@@ -42,7 +47,7 @@ def store(template, tmp_path):
     for name in os.listdir(tmp_path / "runs"):
         run = Run(f"{tmp_path}/runs/{name}")
         found[run.study.prompts.seed] = run
-        os.utime(f"{run.url}/study.json", times=(1e9 - 86_400 * run.study.prompts.seed,) * 2)
+        os.utime(f"{run.url}/identity", times=(1e9 - 86_400 * run.study.prompts.seed,) * 2)
     return found
 
 
@@ -183,6 +188,31 @@ def test_a_run_is_left_alone_while_it_is_read(store):
     assert store[3].exists
     assert retention.apply_retention(plan, "tiny") == plan
     assert sorted(os.listdir(folder)) == sorted(store[i].url.rpartition("/")[2] for i in (0, 1, 2))
+
+
+def test_a_run_is_left_alone_while_a_reader_with_another_clock_has_heartbeats(store, monkeypatch):
+    """By this machine's clock, which is ahead, its lease looks as if it had expired."""
+    location = Location(f"{store[3].url}.reading-1.lease")
+    holder = Holder("k", "a notebook", "another-machine/1", 77, 0.0)
+
+    def beat(_: float = 0.0) -> None:
+        beats.append(replace(holder, heartbeat=len(beats)))
+        location.write_text("000001", json.dumps(vars(beats[-1])))
+        os.utime(f"{location.url}/000001", (1e9 + len(beats),) * 2)
+
+    beats: list[Holder] = []
+    beat()
+    plan = retention.plan_retention(folder_of(store), "tiny", keep=3)
+    assert actions(plan, store)[3] == DELETE
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=beat)
+    monkeypatch.setattr(leases, "time", clock)
+    (item,) = [i for i in retention.apply_retention(plan, "tiny") if i.url == store[3].url]
+    assert (item.action, item.reason) == (SKIP, "a notebook works on it")
+    assert store[3].exists
+    monkeypatch.setattr(clock, "sleep", lambda _: None)
+    monkeypatch.setattr(leases, "STALE_S", 0.1)
+    assert retention.apply_retention(plan, "tiny") == plan
+    assert not store[3].exists
 
 
 def test_a_run_that_is_being_deleted_is_not_read(store):

@@ -19,8 +19,10 @@ from ldmprobe_core.errors import UserError
 from ldmprobe_core.pipeline.generate import generate_batch
 from ldmprobe_core.pipeline.prepare import prepare_run
 from ldmprobe_core.pipeline.probe import probe_cell
+from ldmprobe_core.storage.progress import Progress
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.stores.checksum_store import CorruptChunkError
+from ldmprobe_core.storage.stores.metadata_cache import invalidate_cache
 from ldmprobe_core.storage.verify import clear_progress, find_corrupt_chunks
 
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
@@ -122,6 +124,32 @@ def test_clear_progress_returns_damage_that_no_unit_can_repair(copy):
     flip(Path(copy.url) / "samples/prompt/c/0")
     (left,) = clear_progress(copy, list(find_corrupt_chunks(copy)))
     assert left.key == "samples/prompt/c/0"
+
+
+def test_clear_progress_removes_the_summary_before_it_marks_a_unit(copy, monkeypatch):
+    """A process that is stopped in between leaves a run that counts as unfinished."""
+    copy.location.write_text("summary.json", "{}")
+    flip(Path(copy.url) / "labels/depth/c/0/0/0")
+    damage = list(find_corrupt_chunks(copy))
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Progress, "set_count", stop)
+    with pytest.raises(KeyboardInterrupt):
+        clear_progress(copy, damage)
+    assert copy.progress.is_done("labeled", 0)
+    assert not copy.location.has("summary.json")
+
+
+@pytest.mark.parametrize(("key", "left"), [("samples/prompt/c/0", 1), ("labels/zarr.json", 0)])
+def test_clear_progress_keeps_the_summary_if_it_marks_no_unit(copy, key, left):
+    copy.location.write_text("summary.json", "{}")
+    (Path(copy.url) / key).unlink()
+    invalidate_cache(copy.url)
+    assert len(clear_progress(copy, list(find_corrupt_chunks(copy)))) == left
+    assert copy.location.has("summary.json")
+    assert (Path(copy.url) / key).exists() is not bool(left)
 
 
 def test_corrupt_chunk_stops_probe_cell(whole, copy):

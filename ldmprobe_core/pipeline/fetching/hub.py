@@ -13,7 +13,7 @@ from typing import Any
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.utils import tqdm
 
-from ldmprobe_core.errors import UserError
+from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.pipeline.fetching.checksums import (
     convert_pickle,
     hash_file,
@@ -96,6 +96,15 @@ class HubDownload:
                     tqdm_class=_bar_class(advance),
                 )
             )
+            # The revision, and not the commit, is asked for, since the client then records in its
+            # cache to which commit the branch points.  If the hub fails, the client returns the
+            # commit that the cache has, whose files must not be compared with those of another.
+            if folder.name != self.commit:
+                raise RunError(
+                    f"{self.field}: the hub announced commit {self.commit:.12}, but then gave or "
+                    f"left {folder.name:.12} ({name!r}). Fix: repeat the command; what the cache "
+                    "has is kept"
+                )
             for file in files:
                 self._verify(folder / file, self.listing[file])
             for file in files:

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.storage.filesystem import Location
 from ldmprobe_core.storage.lease import hold_lease, holder_of
-from ldmprobe_core.storage.lifecycle.lease_files import UNKNOWN, lease_numbers
+from ldmprobe_core.storage.lifecycle.lease_files import UNKNOWN, Holder, lease_numbers
 
 PRUNER = "ldmprobe prune"
 """Name under which retention holds the lease of a run while it deletes from it."""
@@ -41,7 +41,7 @@ def reading(reader: str, *urls: str) -> Iterator[None]:
             # Retention takes the run's lease before it looks for leases of readers.  This process
             # has taken its reader's lease before it looks for the run's lease.  So at least one of
             # the two processes sees the lease of the other.
-            holder = holder_of(address)
+            holder = holder_of(address, _may_delete)
             if holder is not None and holder.description == PRUNER:
                 raise UserError(
                     f"{url}: {PRUNER} is deleting from this run. Fix: wait until it has ended, and "
@@ -54,6 +54,11 @@ def reading(reader: str, *urls: str) -> Iterator[None]:
                     "permissions of its lease"
                 )
         yield
+
+
+def _may_delete(holder: Holder) -> bool:
+    """Return whether the holder of a run's lease is retention, or may be."""
+    return holder == UNKNOWN or holder.description == PRUNER
 
 
 def _enter_lease(leases: ExitStack, address: str, reader: str) -> bool:

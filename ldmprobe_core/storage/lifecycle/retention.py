@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date, datetime
 
@@ -22,6 +23,9 @@ from ldmprobe_core.storage.run import Run
 
 KEEP, DELETE, STRIP, SKIP = "keep", "delete", "delete activations", "left alone"
 """Actions on a run; `STRIP` deletes the chunks of its activations, and nothing else."""
+
+_MOST_WATCHED = 16
+"""Largest number of leases that are watched at once."""
 
 _GROUPS = ("activations", "activations_permuted")
 
@@ -53,7 +57,7 @@ def plan_retention(
 ) -> list[Retention]:
     """Plan which old finished runs of a study to delete, and which to keep without activations.
 
-    A study is known by its name, and a run's age by the time at which its study.json was written.
+    A study is known by its name, and a run's age by the time at which it was created.
 
     Args:
         store: folder or ``s3://bucket/prefix`` that contains runs.
@@ -109,8 +113,17 @@ def _runs_of(
             skipped.append(Retention(url, SKIP, reason=reason))
         else:
             day = record.scheduled_for if record else date.min
-            finished.append((day, Location(url).modified("study.json"), name))
+            finished.append((day, _created(Location(url)), name))
     return [name for *_, name in sorted(finished, reverse=True)], skipped
+
+
+def _created(run: Location) -> datetime:
+    """Return when a run was created, by the store's clock."""
+    # Every start of a study writes study.json again, but `identity` is written once.
+    try:
+        return run.modified("identity")
+    except FileNotFoundError:
+        return run.modified("study.json")
 
 
 def apply_retention(plan: list[Retention], study: str) -> list[Retention]:
@@ -132,7 +145,7 @@ def apply_retention(plan: list[Retention], study: str) -> list[Retention]:
             with hold_lease(item.url, PRUNER):
                 store, _, _ = item.url.rpartition("/")
                 present = [f for f in Location(store).folders("") if f"{store}/{f}" != _own(item)]
-                reason = _hindrance(item.url, study) or _work_on(item.url, present)
+                reason = _hindrance(item.url, study) or _work_on(item.url, present, watch=True)
                 if not reason:
                     _delete(item, present)
         except (LdmprobeError, OSError) as error:
@@ -207,20 +220,19 @@ def _link_in(run: Location) -> str:
     return ""
 
 
-def _work_on(url: str, present: list[str]) -> str:
-    """Name the process that works on a run or one of its interventions; empty if none does.
+def _work_on(url: str, present: list[str], watch: bool = False) -> str:
+    """Name a process that reads a run, or works on it or its interventions; empty if none does.
 
     Args:
         present: names of the folders beside the run, among which are the leases.
+        watch: whether to watch leases that are old by the clocks, which takes half a minute.
     """
     store, _, name = url.rpartition("/")
-    for folder in present:
-        leased = folder.removesuffix(".lease")
-        if leased == folder or not (leased == name or leased.startswith(f"{name}.")):
-            continue
-        if (holder := holder_of(f"{store}/{leased}")) is not None:
-            return f"{holder.description} works on it"
-    return ""
+    leased = [folder.removesuffix(".lease") for folder in present if folder.endswith(".lease")]
+    own = [f"{store}/{one}" for one in leased if one == name or one.startswith(f"{name}.")]
+    with ThreadPoolExecutor(_MOST_WATCHED) as pool:
+        holders = list(pool.map(lambda one: holder_of(one, lambda _: watch), own))
+    return next((f"{one.description} works on it" for one in holders if one is not None), "")
 
 
 def _own(item: Retention) -> str:

@@ -16,7 +16,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import WrapperStore
 
 from ldmprobe_core.errors import RunError
-from ldmprobe_core.storage.bookkeeping import ChunkRecord
+from ldmprobe_core.storage.bookkeeping import ChunkRecord, chunk_place
 from ldmprobe_core.storage.filesystem import explained_failures
 from ldmprobe_core.storage.stores.metadata_cache import (
     cached_fact_async,
@@ -66,12 +66,14 @@ class CorruptChunkError(RunError):
     @property
     def array(self) -> str:
         """Path of the array or group to which the chunk or zarr.json belongs."""
-        return self.key.removesuffix("/zarr.json").partition("/c/")[0]
+        place = chunk_place(self.key)
+        return self.key.removesuffix("/zarr.json") if place is None else place[0]
 
     @property
     def chunk_index(self) -> tuple[int, ...]:
-        """Index of the chunk in the chunk grid of its array."""
-        return tuple(int(i) for i in self.key.partition("/c/")[2].split("/"))
+        """Index of the chunk in the chunk grid of its array; empty if `key` is no chunk's."""
+        place = chunk_place(self.key)
+        return () if place is None else place[1]
 
 
 def fixed_metadata(document: Any) -> dict[str, Any] | None:
@@ -150,7 +152,7 @@ class ChecksumStore(WrapperStore[Store]):
         if key.rpartition("/")[2] in _OLDER:
             return None
         value = await self._read(key, prototype, byte_range)
-        if "/c/" not in key or byte_range is not None:
+        if chunk_place(key) is None or byte_range is not None:
             return value
         if value is None:
             required = self.require_complete

@@ -1,4 +1,4 @@
-"""File client based on fsspec, for S3 (by s3fs, the alternative to obstore) and for memory."""
+"""File client based on fsspec, for S3 by s3fs, the alternative to obstore."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class FsspecFiles:
     """Implementation of `FileClient` that uses fsspec to access the files below a URL.
 
     Args:
-        url: ``s3://bucket/prefix`` or ``memory://name``.
+        url: ``s3://bucket/prefix``.
         patient: whether failed requests are repeated many times, or only once or twice.
 
     Attributes:

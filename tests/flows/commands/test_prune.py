@@ -24,7 +24,7 @@ def names(tiny_model, tmp_path):
     made = []
     for age, samples in enumerate((8, 9, 10)):
         run = prepare_run(small_study("nightly", tiny_model, samples), f"{tmp_path}/runs")
-        os.utime(f"{run.url}/study.json", times=(1e9 - age,) * 2)
+        os.utime(f"{run.url}/identity", times=(1e9 - age,) * 2)
         if age < 2:
             run.location.write_text("summary.json", "{}")
         made.append(run.url.rpartition("/")[2])

@@ -126,6 +126,22 @@ def test_fetch_continues_after_a_failure_with_the_missing_files(hub: Hub, study)
     assert {name for _, name, _ in hub.requests} == {UNET}
 
 
+def test_fetch_keeps_the_files_of_another_commit_if_the_hub_fails(hub: Hub, study):
+    """The client then gives the commit in the cache, whose files differ from the announced ones."""
+    fetch(study())
+    before = {path: path.read_bytes() for path in cached_snapshot(MODEL).rglob("*.json")}
+    hub.commit = "fedcba98" * 5
+    hub.repositories[MODEL]["unet/config.json"] += b" "
+    (download,) = prepare_fetch(study())
+    hub.denied[MODEL] = (503, {})
+    with pytest.raises(RunError, match=rf"commit fedcba98fedc, but .* {COMMIT[:12]} .*repeat"):
+        download.run([].append)
+    assert {path: path.read_bytes() for path in before} == before
+    del hub.denied[MODEL]
+    fetch(study())
+    assert cached_snapshot(MODEL).name == hub.commit
+
+
 def test_fetch_deletes_a_file_that_differs_from_its_checksum(hub: Hub, study):
     fetch(study())
     path = cached_snapshot(MODEL) / UNET
