@@ -278,7 +278,8 @@ def limit_exit(exit_code: int) -> None:
             say("Waiting for the threads of Prefect to end.")
 
     if flow_ran.is_set():
-        sys.stdout.flush()
+        with suppress(OSError, ValueError):
+            sys.stdout.flush()
         for seconds, function in ((ANNOUNCE_EXIT_S, announce), (EXIT_LIMIT_S, end)):
             timer = threading.Timer(seconds, function)
             timer.daemon = True
