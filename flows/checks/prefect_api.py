@@ -30,7 +30,7 @@ class ServerCheck:
 
     Attributes:
         status: ``usable`` if flows can run with the server.  Otherwise ``silent`` if it does not
-            answer, ``locked`` if it refuses our credentials, ``foreign`` if it is not a Prefect
+            answer or is too busy to, ``locked`` if it refuses our credentials, ``foreign`` if it is not a Prefect
             server, or ``incompatible`` if it is a Prefect server of another major version.
         problem: description of the problem that follows the address in an error message, such as
             "is not a Prefect server's API"; empty if the server is usable.
@@ -132,11 +132,18 @@ def _refusal(status: int) -> ServerCheck:
             f"is a Prefect server that refuses the credentials (HTTP status {status})",
             "set PREFECT_API_AUTH_STRING to user:password, or PREFECT_API_KEY on Prefect Cloud",
         )
-    if status >= 500:
+    if is_passing_status(status):
         return ServerCheck(
-            "silent", f"answers with HTTP status {status}", "look at that server's log"
+            "silent",
+            f"answers with HTTP status {status}",
+            "look at that server's log, or repeat the command later",
         )
     return _FOREIGN
+
+
+def is_passing_status(status: int) -> bool:
+    """Return whether an HTTP error status tells of a busy or broken server, not of the request."""
+    return status >= 500 or status in (408, 429)
 
 
 def _first_sentence(error: Exception) -> str:

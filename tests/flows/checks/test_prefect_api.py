@@ -39,6 +39,8 @@ def loopback():
         (200, '{"version": "3.0"}', "foreign"),
         (500, "{}", "silent"),
         (503, "{}", "silent"),
+        (429, "Too Many Requests", "silent"),
+        (408, "{}", "silent"),
     ],
 )
 def test_check_server_by_its_answer(status, body, expected):
