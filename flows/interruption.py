@@ -44,7 +44,8 @@ SILENCE_LIMIT_S = 40.0
 BUSY_LIMIT_S = 300.0
 """Seconds without an answer after which a server that accepts requests counts as lost.
 
-An HTTP error status is no answer, but a sign that the server is there.  On a busy machine, a server with thousands of new task runs did not answer for 40 seconds.
+An HTTP error status is no answer, but a sign that the server is there.  On a busy machine, a server
+with thousands of new task runs did not answer for 40 seconds.
 """
 
 UNIT_LIMIT_S = 60.0

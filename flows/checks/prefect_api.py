@@ -30,8 +30,9 @@ class ServerCheck:
 
     Attributes:
         status: ``usable`` if flows can run with the server.  Otherwise ``silent`` if it does not
-            answer or is too busy to, ``locked`` if it refuses our credentials, ``foreign`` if it is not a Prefect
-            server, or ``incompatible`` if it is a Prefect server of another major version.
+            answer or is too busy to, ``locked`` if it refuses our credentials, ``foreign`` if it is
+            not a Prefect server, or ``incompatible`` if it is a Prefect server of another major
+            version.
         problem: description of the problem that follows the address in an error message, such as
             "is not a Prefect server's API"; empty if the server is usable.
         remedy: advice to the user as an imperative; empty if the server is usable.

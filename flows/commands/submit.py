@@ -113,6 +113,6 @@ def _refusal(error: Any, deployment: str) -> Exception:
         else f"answers with HTTP status {response.status_code}"
     )
     return RunError(
-        f"the Prefect server {problem}. Fix: look with `prefect flow-run ls` whether it has started "
-        f"{deployment}; if it has not, repeat the command later"
+        f"the Prefect server {problem}. Fix: look with `prefect flow-run ls` whether {deployment} "
+        "has started; if it has not, repeat the command later"
     )
