@@ -186,8 +186,8 @@ def _wait_for_start(server: LocalServer, url: str) -> None:
 
 
 def ui_url(api_url: str) -> str:
-    """Return the URL of the web UI of the Prefect server with this API."""
-    return get_current_settings().ui_url or api_url.removesuffix("/api")
+    """Return the URL of the web UI of the Prefect server with this API, without a password."""
+    return without_password(get_current_settings().ui_url or api_url.removesuffix("/api"))
 
 
 def _die_with_parent() -> None:

@@ -66,11 +66,13 @@ def check_server(url: str, limit_s: float = _ANSWER_LIMIT_S) -> ServerCheck:
     try:
         with temporary_settings(quick):
             client = get_client(sync_client=True, httpx_settings={"timeout": limit_s})
-    except (ImportError, ValueError) as error:
+    except (ImportError, ValueError, httpx.InvalidURL) as error:
         # httpx sets up every configured proxy here, even if NO_PROXY exempts this server, so an
-        # invalid proxy address raises this error.
+        # invalid proxy address raises this error.  The message of `InvalidURL` may quote a part of
+        # a password.
+        reason = "not a URL" if isinstance(error, httpx.InvalidURL) else _first_sentence(error)
         raise UserError(
-            f"HTTP_PROXY, HTTPS_PROXY or ALL_PROXY cannot be used ({_first_sentence(error)}). Fix: "
+            f"HTTP_PROXY, HTTPS_PROXY or ALL_PROXY cannot be used ({reason}). Fix: "
             "give an http:// address, install httpx[socks] for a SOCKS proxy, or unset the variable"
         ) from None
     except OSError as error:
