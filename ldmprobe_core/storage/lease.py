@@ -178,13 +178,7 @@ def hold_lease(
             lease = take_lease(location, number + 1, holder_here, held_by)
             if lease is None:
                 lost_races += 1
-                if lost_races >= MOST_RACES:
-                    raise RunError(
-                        f"{url}: the lease could not be taken in {MOST_RACES} tries. Fix: check "
-                        "that the store keeps the files that are written to it, then repeat the "
-                        "command"
-                    )
-                sleep(min(0.05 * 2**lost_races, 2.0) * random.uniform(0.5, 1.0))
+                _pause_after_race(url, lost_races, sleep)
         elif time.monotonic() >= deadline:
             now = read_holder_or_none(location, number)
             if now is None or now.is_dead:
@@ -200,6 +194,20 @@ def hold_lease(
         yield lease
     finally:
         lease.release()
+
+
+def _pause_after_race(url: str, lost: int, sleep: Callable[[float], None]) -> None:
+    """Pause after another process took the lease first, longer the more races were lost.
+
+    Raises:
+        RunError: `MOST_RACES` were lost.
+    """
+    if lost >= MOST_RACES:
+        raise RunError(
+            f"{url}: the lease could not be taken in {MOST_RACES} tries. Fix: check that the store "
+            "keeps the files that are written to it, then repeat the command"
+        )
+    sleep(min(0.05 * 2**lost, 2.0) * random.uniform(0.5, 1.0))
 
 
 def holder_of(url: str, watch: Callable[[Holder], bool] | None = None) -> Holder | None:
