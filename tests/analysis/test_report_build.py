@@ -21,6 +21,12 @@ def test_build_report_escapes_prompts_and_writes_figures(tiny_study, tmp_path):
     assert "<script" not in page
     assert "&lt;script&gt;alert(" in page
     assert "http" not in page.replace("http-equiv", "")  # nothing is fetched
+    # The test prompts are too few for intervals.
+    assert "no interval to compare with position" in page
+    assert "not clearly above" not in page
+    assert "The differences are taken sample by sample, over the test samples" in page
+    assert "between test samples and 20 other divisions" in page
+    assert "final image&#39;s top class leads in the decoded latents of the last step in" in page
     record = json.loads(run.location.read_text("summary.json"))
     (note,) = record["notes"]
     assert note.startswith("8 of 8 prompts are longer than the model reads")

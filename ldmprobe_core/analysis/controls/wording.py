@@ -14,8 +14,11 @@ from ldmprobe_core.analysis.controls.records import (
     VectorRecord,
 )
 from ldmprobe_core.analysis.records import PropertyRecord, Summary
+from ldmprobe_core.probing.inference.bootstrap import MINIMUM_CLUSTERS
 from ldmprobe_core.study.conditions import CONDITIONS, controls
+from ldmprobe_core.study.layers import INPUT_CONTROLS
 from ldmprobe_core.study.probe_kinds import PROBE_KINDS
+from ldmprobe_core.study.properties import PROPERTIES
 
 _BASELINE_TITLES = {
     "position": "position alone",
@@ -107,6 +110,74 @@ def against(result: PropertyRecord) -> str:
         unknown = listed(result.not_compared, "difference")
         clauses.append(f"{'and ' if clauses else ''}has no interval to compare it with {unknown}")
     return ", ".join(clauses)
+
+
+def difference_sentences(summary: Summary, keep: str) -> str:
+    """Say how the differences between the best probes and their controls are computed.
+
+    Args:
+        summary: summary of a run.
+        keep: its study's ``capture.keep``.
+    """
+    records = [result.controls.linear() for result in summary.properties.values()]
+    names = dict.fromkeys(name for one in records for name in one)
+    inputs = [name for name in names if name in INPUT_CONTROLS]
+    parts = [n for n in names if any(n in one and one[n].samples is not None for one in records)]
+    text = (
+        "The differences are taken sample by sample, over the test samples in which both scores "
+        "are defined."
+    )
+    refitted = keep != "statistics"
+    if inputs and refitted:
+        text += (
+            f" Those to {joined(inputs)} are corrected for the number of training images, if these "
+            f"have at least {2 * MINIMUM_CLUSTERS} prompts (delete-half jackknife)."
+        )
+    if parts:
+        how = "has all training samples nevertheless"
+        if refitted:
+            how = "is fitted again to the training samples of the control"
+        text += f" {_capital(joined(parts))}: computed on fewer samples; the probe {how}."
+    if parts or (inputs and refitted):
+        text += " Such a difference need not equal that of the two scores above."
+    return text
+
+
+def fixed_cut_sentence(name: str, result: PropertyRecord) -> str:
+    """Warn of a mask's best probe that has a fixed cut; empty if its cut was chosen on samples.
+
+    Controls of the same kind then have the fixed cut too, so their masks may be empty although
+    their values order the pixels well.
+
+    Args:
+        name: name of the property.
+        result: its results.
+    """
+    if not (name in PROPERTIES and PROPERTIES[name].is_mask and _has_fixed_cut(result.best.kind)):
+        return ""
+    alike = [n for n, c in result.controls.linear().items() if _has_fixed_cut(c.own_best.kind)]
+    text = " Its probes have the fixed cut of the published protocol"
+    if alike:
+        text += (
+            f", and so have {joined(alike)}: their masks may be empty for the cut alone, so that "
+            "the difference to them is no evidence"
+        )
+    area = result.best.other.get("auroc")
+    return text + ("." if area is None else f". AUROC, which needs no cut, is {area}.")
+
+
+def _has_fixed_cut(kind: str | None) -> bool:
+    return kind in PROBE_KINDS and PROBE_KINDS[kind].fixed_cut is not None
+
+
+def joined(names: list[str]) -> str:
+    """Join the titles of controls, as ``a, b and c``."""
+    *others, last = map(control_title, names)
+    return f"{', '.join(others)}{' and ' if others else ''}{last}"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def partial_input_lines(

@@ -20,6 +20,7 @@ from ldmprobe_core.analysis.controls.records import LARGEST_P
 from ldmprobe_core.analysis.controls.wording import (
     control_columns,
     control_title,
+    difference_sentences,
     partial_input_lines,
 )
 from ldmprobe_core.analysis.exports import scores_csv
@@ -345,6 +346,7 @@ def _page(run: Run, summary: Summary, figure_records: dict[str, Any]) -> str:
         contents=_contents(study, summary, figure_records),
         viewed=figure_records["viewed"],
         columns=columns,
+        differences=difference_sentences(summary, study.capture.keep),
         largest_p=LARGEST_P,
         partial_columns=[n for n in columns if n != "position" and n not in PROBE_KINDS],
         exact={name: part for name, part in summary.properties.items() if part.exact},

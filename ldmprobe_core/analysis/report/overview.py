@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ldmprobe_core.analysis.controls.wording import control_title
+from ldmprobe_core.analysis.controls.wording import control_title, joined
 from ldmprobe_core.analysis.records import PropertyRecord, Summary
 from ldmprobe_core.analysis.report.figures import step_ticks
 from ldmprobe_core.analysis.report.image_grid import image_grid
@@ -116,9 +116,9 @@ def _comparison(result: PropertyRecord) -> str:
     """
     unknown = ""
     if result.not_compared:
-        unknown = f"; no interval to compare it with {_joined(result.not_compared)}"
+        unknown = f"; no interval to compare it with {joined(result.not_compared)}"
     if result.not_clear:
-        return f"not clearly above {_joined(result.not_clear)}{unknown}"
+        return f"not clearly above {joined(result.not_clear)}{unknown}"
     differences = {
         name: record.difference
         for name, record in result.controls.linear().items()
@@ -129,12 +129,6 @@ def _comparison(result: PropertyRecord) -> str:
     nearest = min(differences, key=lambda name: differences[name].mean or 0.0)
     closest = f"the closest, {control_title(nearest)}, is {number(differences[nearest])} lower"
     return f"above every {'other ' * bool(unknown)}control; {closest}{unknown}"
-
-
-def _joined(names: list[str]) -> str:
-    """Join the titles of controls, as ``a, b and c``."""
-    *others, last = map(control_title, names)
-    return f"{', '.join(others)}{' and ' if others else ''}{last}"
 
 
 def overview_figures(

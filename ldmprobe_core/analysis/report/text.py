@@ -7,7 +7,7 @@ would make every command start slowly.
 from __future__ import annotations
 
 from ldmprobe_core.analysis.classes.records import ClassesRecord
-from ldmprobe_core.analysis.controls.wording import against, control_columns
+from ldmprobe_core.analysis.controls.wording import against, control_columns, fixed_cut_sentence
 from ldmprobe_core.analysis.records import (
     CurveRecord,
     LeadsRecord,
@@ -126,7 +126,7 @@ def headline(summary: Summary) -> list[str]:
         # With too few test prompts, a score has no confidence interval and therefore no onset step.
         # The sentence already gives that reason, so add no sentence on the onset.
         if best.score.low is not None:
-            line += _onset_sentence(result)
+            line += fixed_cut_sentence(name, result) + _onset_sentence(result)
         if result.missing:
             line += f" {result.missing:.1%} of the pixels of its labels are not measured."
         lines.append(line)

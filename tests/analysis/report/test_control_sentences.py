@@ -2,8 +2,9 @@
 
 import pytest
 from markupsafe import escape
-from summaries import summary
+from summaries import interval, summary
 
+from ldmprobe_core.analysis.controls.wording import difference_sentences
 from ldmprobe_core.analysis.exports import latex_table
 from ldmprobe_core.analysis.index.build import RunEntry, index_page
 from ldmprobe_core.analysis.report.overview import overview_sentences
@@ -83,3 +84,48 @@ def test_a_position_baseline_that_is_rarely_defined_is_not_compared():
     assert row["above position"] == "no interval"
     (row,) = best_rows(summary(0.58, 0.2, 0.1))
     assert row["above position"] == "not clearly"
+
+
+def test_differences_that_are_corrected_or_refitted_are_named():
+    made = summary(0.3, 0.2, 0.1)
+    plain = (
+        "The differences are taken sample by sample, over the test samples in which both scores "
+        "are defined."
+    )
+    assert difference_sentences(made, "activations") == plain
+    made = summary(0.3, 0.2, 0.1, latents=0.2, clean_pixels=0.2, mlp=0.9)
+    controls = made.properties["depth"].controls
+    controls.clean_pixels.samples = {"train": 32, "test": 64}
+    controls.permuted_weights.samples = {"train": 60, "test": 64}
+    assert difference_sentences(made, "activations") == (
+        f"{plain} Those to the latents alone and the predicted clean image's pixels are corrected "
+        "for the number of training images, if these have at least 10 prompts (delete-half "
+        "jackknife). Permuted weights and the predicted clean image's pixels: computed on fewer "
+        "samples; the probe is fitted again to the training samples of the control. Such a "
+        "difference need not equal that of the two scores above."
+    )
+    controls.clean_pixels = None
+    assert difference_sentences(made, "statistics") == (
+        f"{plain} Permuted weights: computed on fewer samples; the probe has all training samples "
+        "nevertheless. Such a difference need not equal that of the two scores above."
+    )
+
+
+def test_a_fixed_cut_of_the_best_probe_is_named_with_the_controls_that_share_it():
+    """Two of the controls are of the kind `plain_logistic` too, latents are not."""
+    made = summary(0.3, 0.2, 0.1, latents=0.2)
+    result = made.properties["depth"]
+    made.properties = {"foreground": result}
+    result.best.other = {"auroc": interval(0.9)}
+    assert "cut" not in headline(made)[0]
+    result.best.kind = "plain_logistic"
+    for record in (result.controls.shuffled_labels, result.controls.permuted_weights):
+        record.own_best.kind = "plain_logistic"
+    (line,) = headline(made)
+    assert (
+        " Its probes have the fixed cut of the published protocol, and so have shuffled labels and "
+        "permuted weights: their masks may be empty for the cut alone, so that the difference to "
+        "them is no evidence. AUROC, which needs no cut, is 0.90 [0.85, 0.95]. Probes of a.attn1 "
+    ) in line
+    made.properties = {"depth": result}
+    assert "cut" not in headline(made)[0]
