@@ -21,9 +21,13 @@ def test_build_report_escapes_prompts_and_writes_figures(tiny_study, tmp_path):
     assert "<script" not in page
     assert "&lt;script&gt;alert(" in page
     assert "http" not in page.replace("http-equiv", "")  # nothing is fetched
-    # The test prompts are too few for intervals.
+    # The test prompts are too few for intervals, and there is no permuted denoiser to compare with.
+    assert "too few for intervals; cells" in page
+    assert "bootstrap interval" not in page
+    assert "% interval" not in page
+    assert "would explain its score" not in page
     assert "no interval to compare with position" in page
-    assert "not clearly above" not in page
+    assert "not clearly above" not in page.partition('<h2 id="emergence">')[0]
     assert "The differences are taken sample by sample, over the test samples" in page
     assert "between test samples and 20 other divisions" in page
     assert "final image&#39;s top class leads in the decoded latents of the last step in" in page

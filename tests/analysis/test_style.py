@@ -15,6 +15,7 @@ from ldmprobe_core.analysis.report.figures import (
     curves_caption,
     heatmap,
     heatmap_caption,
+    other_heatmaps_text,
 )
 from ldmprobe_core.analysis.report.style import INK, svg
 
@@ -124,3 +125,25 @@ def test_captions_say_by_how_much_layers_and_steps_differ_and_where_curves_cross
         "On the decoded latents, the labeler's mean passes the probes' at step 3. On the predicted "
         "clean image, the labeler's mean never passes the probes'."
     )
+    curves.sources["clean"] += 0.6
+    assert curves_caption("foreground", curves, "dice").endswith(
+        "On the predicted clean image, the labeler's mean is above the probes' from step 1 on."
+    )
+
+
+def test_heatmaps_without_controls_are_not_described_as_having_some():
+    cells = np.zeros((2, 2))
+    curves = SimpleNamespace(other_cells={"permuted": cells}, partial_cells=cells)
+    text, reading = other_heatmaps_text("depth", curves)
+    assert text == (
+        "The same cells of depth: controls in the colour scale of the heatmap above, and partial "
+        "scores of probes (position regressed out) in another."
+    )
+    assert "control" in reading
+    curves.other_cells = {}
+    text, reading = other_heatmaps_text("depth", curves)
+    assert text == (
+        "The same cells of depth: partial scores of probes (position regressed out) in their own "
+        "colour scale."
+    )
+    assert reading == ""

@@ -63,6 +63,7 @@ from ldmprobe_core.analysis.stored_probes import SampleMaps
 from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.interventions.results import completed_interventions, read_intervention_summary
 from ldmprobe_core.pipeline.groups import STEP_IMAGES, samples_in
+from ldmprobe_core.probing.inference.bootstrap import MINIMUM_CLUSTERS
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.probe_kinds import PROBE_KINDS
 from ldmprobe_core.study.schema import Study
@@ -200,16 +201,13 @@ class _ReportFigures(FigureWriter):
                 caption=figures.curves_caption(prop, curves, best.metric),
             )
             if curves.other_cells or curves.partial_cells is not None:
-                text = (
-                    f"The same cells of {prop}: controls in the colour scale of the heatmap above"
-                )
-                if curves.partial_cells is not None:
-                    text += ", and partial scores of probes (position regressed out) in another"
+                text, caption = figures.other_heatmaps_text(prop, curves)
                 self.write(
                     "heatmaps",
                     f"{prop}-others",
                     figures.other_heatmaps(curves, layers),
-                    f"{text}.",
+                    text,
+                    caption=caption,
                 )
 
     def add_generalization(self) -> None:
@@ -333,6 +331,7 @@ def _page(run: Run, summary: Summary, figure_records: dict[str, Any]) -> str:
         partial_input_lines=partial_input_lines,
     )
     study, columns = run.study, control_columns(summary)
+    analyses = [part.analyses for part in summary.properties.values() if part.analyses]
     content = yaml.safe_dump(
         json.loads(study.to_json()), sort_keys=False, allow_unicode=True, width=100
     )
@@ -349,6 +348,10 @@ def _page(run: Run, summary: Summary, figure_records: dict[str, Any]) -> str:
         differences=difference_sentences(summary, study.capture.keep),
         largest_p=LARGEST_P,
         partial_columns=[n for n in columns if n != "position" and n not in PROBE_KINDS],
+        intervals=summary.samples["test_groups"] >= MINIMUM_CLUSTERS,
+        partial_rows={name: part for name, part in summary.properties.items() if part.best.partial},
+        learning=any(one.learning for one in analyses),
+        categories=any(one.holdout for one in analyses),
         exact={name: part for name, part in summary.properties.items() if part.exact},
         recognition=recognition_sentence(summary.classes) if summary.classes else "",
         spread=spread_sentence(summary, study.capture.keep),
@@ -370,7 +373,7 @@ def _contents(study: Study, summary: Summary, drawn: dict[str, Any]) -> list[tup
         ("controls", "best cells and controls", True),
         ("published", "published results", published.applies(study)),
         ("emergence", "emergence, by step and layer", True),
-        ("analyses", "further analyses", True),
+        ("analyses", "further analyses", bool(drawn["generalization"])),
         ("samples", "samples", True),
         ("class", "class", summary.classes is not None),
         ("interventions", "interventions", bool(drawn["interventions"])),

@@ -142,6 +142,18 @@ def other_heatmaps(curves: Curves, layers: list[str]) -> Figure:
     return figure
 
 
+def other_heatmaps_text(prop: str, curves: Curves) -> tuple[str, str]:
+    """Describe the figure of `other_heatmaps`: what it shows, and how to read its controls."""
+    shown, reading = [], ""
+    if curves.other_cells:
+        shown.append("controls in the colour scale of the heatmap above")
+        reading = " A control that is as bright as the probe would explain its score."
+    if curves.partial_cells is not None:
+        scale = "another" if shown else "their own colour scale"
+        shown.append(f"partial scores of probes (position regressed out) in {scale}")
+    return f"The same cells of {prop}: {', and '.join(shown)}.", reading
+
+
 def step_ticks(steps: int) -> list[int]:
     """Return the numbers of the steps to label on the axis of a small plot.
 
@@ -157,8 +169,8 @@ def heatmap_caption(prop: str, curves: Curves, layers: list[str], summary: Summa
         f"Where {prop} can be read: mean {metric_title(best.metric)} of the {curves.kind} probe of "
         f"each step and layer on test samples. The frame marks the best cell, step {best.step} of "
         f"{short_layer(best.layer)}, chosen on validation samples. Above the colour bar: position "
-        "alone, which is the line in it, and the ceiling, the best that one value a token can "
-        "reach on the layers' token grids."
+        "alone, also a line in the bar where it lies in its range, and the ceiling, the best that "
+        "one value a token can reach on the layers' token grids."
     )
     cells = np.where(np.isfinite(curves.cells), curves.cells, np.nan)
     over_layers, over_steps = cells[best.step - 1], cells[:, layers.index(best.layer)]
@@ -188,9 +200,10 @@ def curves_caption(prop: str, curves: Curves, metric: str) -> str:
         if not (labeler > probe).any():
             text += f" On the {title}, the labeler's mean never passes the probes'."
         elif (labeler > probe)[first:].all():
-            text += (
-                f" On the {title}, the labeler's mean passes the probes' at step {steps[first]}."
-            )
+            passes = f"passes the probes' at step {steps[first]}"
+            if not first:
+                passes = f"is above the probes' from step {steps[0]} on"
+            text += f" On the {title}, the labeler's mean {passes}."
     return text
 
 
@@ -218,11 +231,12 @@ def curves_figure(prop: str, analysis: RunAnalysis) -> Figure:
     if LATENTS in curves.inputs:
         line(curves.inputs[LATENTS], "probe on the latents alone", "#000000", "-.")
     position = bootstrap.interval(curves.position)
-    if position.mean is not None and position.low is not None and position.high is not None:
+    if position.mean is not None:
         axes.axhline(
             position.mean, color="0.35", linestyle=POSITION_LINE, linewidth=1,
             label="position alone",
         )  # fmt: skip
+    if position.low is not None and position.high is not None:
         axes.axhspan(position.low, position.high, color="0.35", alpha=0.12, linewidth=0)
     axes.set_xlabel("step")
     axes.set_ylabel(metric_title(best.metric))
