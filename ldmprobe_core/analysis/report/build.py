@@ -215,11 +215,12 @@ class _ReportFigures(FigureWriter):
         for prop, result in self.summary.properties.items():
             if result.analyses is not None:
                 limits = figures.color_range(self.analysis.curves[prop])
+                sizes = ", and over numbers of training images" if result.analyses.learning else ""
                 self.write(
                     "generalization",
                     f"{prop}-generalization",
                     generalization_figure(prop, result.analyses, limits),
-                    f"Scores of {prop} probes at other steps, and over numbers of training images.",
+                    f"Scores of {prop} probes at other steps{sizes}.",
                 )
 
     def add_intervention(self, name: str) -> None:
