@@ -31,6 +31,9 @@ from ldmprobe_core.study.readers.value_types import user_path
 Network = TypeVar("Network", bound=nn.Module)
 
 _BATCH = 64
+_MAP_FACTOR = 16
+"""Factor by which the map network reduces the sides of its input, which must divide them."""
+
 JUDGE_WIDTHS = (24, 48, 96, 160)
 """Layer widths of the judge, a second classifier that evaluates the tabletop model."""
 
@@ -49,8 +52,18 @@ class _MapNetworkCache:
     def __call__(self, images: np.ndarray) -> Tensor:
         last: tuple[np.ndarray, Tensor] | None = getattr(self.cache, "last", None)
         if last is None or last[0] is not images:
-            last = self.cache.last = images, _apply(self.network, images, self.device)
+            y, x = images.shape[1:3]
+            maps = _apply(self.network, _extended(images), self.device)[..., :y, :x]
+            last = self.cache.last = images, maps
         return last[1]
+
+
+def _extended(images: np.ndarray) -> np.ndarray:
+    """Repeat the last rows and columns of images, so that the map network can halve them."""
+    bottom, right = (-side % _MAP_FACTOR for side in images.shape[1:3])
+    if not bottom and not right:
+        return images
+    return np.pad(images, ((0, 0), (0, bottom), (0, right), (0, 0)), mode="edge")
 
 
 def _less_mean(maps: Tensor) -> Tensor:
@@ -116,7 +129,8 @@ class ClassLabeler:
 
 def maps_memory(size: tuple[int, int]) -> CallMemory:
     """Return the memory of a call of the map network, which grows with the pixels of an image."""
-    return CallMemory(_BATCH, *(404 * size[0] * size[1],) * 2)
+    y, x = (side + -side % _MAP_FACTOR for side in size)
+    return CallMemory(_BATCH, *(404 * y * x,) * 2)
 
 
 def classes_memory(size: tuple[int, int]) -> CallMemory:
