@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import math
 import os
 import sys
@@ -22,7 +21,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -94,15 +93,16 @@ def require_same_origin(work: Path, begin: Path | None, *, new_denoiser: bool = 
     Raises:
         UserError: the working folder has checkpoints of a training that began otherwise.
     """
-    record = work / "origin.json"
-    origin: dict[str, Any] = {"from": None, "new_denoiser": new_denoiser}
+    # The suffix is not .json, since all such files there are records of trainings.
+    record, scratch = work / "origin.txt", "new weights\n"
+    origin = scratch
     if begin:
         files = sorted(begin.glob("*/*.safetensors"))
-        origin["from"] = {str(file.relative_to(begin)): file_digest(file).hex() for file in files}
+        lines = [f"{file_digest(file).hex()}  {file.relative_to(begin)}" for file in files]
+        origin = "\n".join([*lines, *(["new denoiser"] if new_denoiser else []), ""])
     # Working folders of a training from scratch may lack the record, which earlier versions did not
     # write.
-    scratch = {"from": None, "new_denoiser": False}
-    known = json.loads(record.read_text("utf-8")) if record.is_file() else scratch
+    known = record.read_text("utf-8") if record.is_file() else scratch
     kept = sorted(
         path.name for path in work.iterdir() if path.suffix in (".npy", ".part", ".safetensors")
     )
@@ -112,7 +112,7 @@ def require_same_origin(work: Path, begin: Path | None, *, new_denoiser: bool = 
             f"begin from {begin or 'nothing'} as it is now. Fix: give another folder, or remove "
             "these files"
         )
-    record.write_text(json.dumps(origin, indent=1), "utf-8")
+    record.write_text(origin, "utf-8")
 
 
 def _lower_priority() -> None:

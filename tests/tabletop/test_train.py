@@ -68,6 +68,6 @@ def test_require_same_origin_refuses_checkpoints_that_began_otherwise(tmp_path):
 def test_require_same_origin_takes_checkpoints_without_a_record_as_from_scratch(tmp_path):
     (tmp_path / "denoiser.safetensors").touch()
     train.require_same_origin(tmp_path, None)
-    (tmp_path / "origin.json").unlink()
+    (tmp_path / "origin.txt").unlink()
     with pytest.raises(UserError, match=r"\(denoiser\.safetensors\) of a training"):
         train.require_same_origin(tmp_path, MODEL_FOLDER)
