@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -29,6 +29,8 @@ from ldmprobe_core.study.readers.hub_cache import (
     is_hub_id,
 )
 from ldmprobe_core.study.readers.value_types import require_readable_files, user_path
+
+Network = TypeVar("Network", bound=nn.Module)
 
 CONVERT = "python -m ldmprobe_core.labelers.weights"
 
@@ -196,7 +198,7 @@ def find_file(spec: LabelerSpec, published: str, cache: Path | None = None) -> P
     return path
 
 
-def load_state(network: nn.Module, path: Path, device: torch.device) -> nn.Module:
+def load_state(network: Network, path: Path, device: torch.device) -> Network:
     """Load the weights of a safetensors file into a network.
 
     Returns:

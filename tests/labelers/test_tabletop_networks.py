@@ -7,6 +7,7 @@ import torch
 from ldmprobe_core.assets import MODEL_FOLDER
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.tabletop import (
+    load_classes,
     load_depth,
     load_foreground,
     load_networks,
@@ -75,3 +76,16 @@ def test_map_labelers_read_images_whose_sides_the_network_cannot_halve(y, x):
     depth = (maps[:, 1] - maps[:, 1].mean((1, 2), keepdim=True)).numpy()
     np.testing.assert_allclose(load_depth(spec, CPU)(images), depth, atol=1e-5)
     assert load_normals(spec, CPU)(images).shape == (2, y, x, 3)
+
+
+def test_tabletop_weights_of_another_network_are_refused_in_one_sentence(tmp_path):
+    spec = LabelerSpec(name="tabletop", weights=str(tmp_path))
+    other = load_networks(MODEL_FOLDER, CPU)
+    export.save_labelers(tmp_path, {"maps": other["judge"], "class": other["judge"]})
+    with pytest.raises(UserError, match=r"maps\.safetensors' are not those of a map network .*Fix"):
+        load_depth(spec, CPU)
+    with pytest.raises(UserError, match=r"class\.safetensors' do not fit the network .*Fix"):
+        load_classes(spec, CPU)
+    export.save_labelers(tmp_path, {"maps": MapNetwork((8, 8, 8, 8))})
+    with pytest.raises(UserError, match=r"maps\.safetensors' do not fit the network .*Fix"):
+        load_depth(spec, CPU)
