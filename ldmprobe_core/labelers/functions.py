@@ -186,7 +186,7 @@ def with_definition(entry: LabelerEntry, labeler: Any) -> LabelerEntry:
     """
     file = _file_of(labeler)
     if file is None:
-        return replace(entry, code=_code_of(labeler))
+        return replace(entry, code=entry.code + _code_of(labeler))
     return replace(entry, file=SourceFile.of(file))
 
 

@@ -10,27 +10,28 @@ import threading
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from ldmprobe_core.assets import MODEL_FOLDER
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.base import CallMemory
 from ldmprobe_core.labelers.tabletop_networks import MAP_CHANNELS, ClassNetwork, MapNetwork
-from ldmprobe_core.labelers.weights import refuse_revision
+from ldmprobe_core.labelers.weights import Network, load_state, refuse_revision
 from ldmprobe_core.study.probe_sections import LabelerSpec
 from ldmprobe_core.study.prompt_sets import CATEGORIES
 from ldmprobe_core.study.readers.image_folder import file_digest
 from ldmprobe_core.study.readers.value_types import user_path
 
-Network = TypeVar("Network", bound=nn.Module)
-
 _BATCH = 64
+_MAP_FACTOR = 16
+"""Factor by which the map network reduces the sides of its input, which must divide them."""
+
 JUDGE_WIDTHS = (24, 48, 96, 160)
 """Layer widths of the judge, a second classifier that evaluates the tabletop model."""
 
@@ -49,8 +50,18 @@ class _MapNetworkCache:
     def __call__(self, images: np.ndarray) -> Tensor:
         last: tuple[np.ndarray, Tensor] | None = getattr(self.cache, "last", None)
         if last is None or last[0] is not images:
-            last = self.cache.last = images, _apply(self.network, images, self.device)
+            y, x = images.shape[1:3]
+            maps = _apply(self.network, _extended(images), self.device)[..., :y, :x]
+            last = self.cache.last = images, maps
         return last[1]
+
+
+def _extended(images: np.ndarray) -> np.ndarray:
+    """Repeat the last rows and columns of images, so that the map network can halve them."""
+    bottom, right = (-side % _MAP_FACTOR for side in images.shape[1:3])
+    if not bottom and not right:
+        return images
+    return np.pad(images, ((0, 0), (0, bottom), (0, right), (0, 0)), mode="edge")
 
 
 def _less_mean(maps: Tensor) -> Tensor:
@@ -116,7 +127,8 @@ class ClassLabeler:
 
 def maps_memory(size: tuple[int, int]) -> CallMemory:
     """Return the memory of a call of the map network, which grows with the pixels of an image."""
-    return CallMemory(_BATCH, *(404 * size[0] * size[1],) * 2)
+    y, x = (side + -side % _MAP_FACTOR for side in size)
+    return CallMemory(_BATCH, *(404 * y * x,) * 2)
 
 
 def classes_memory(size: tuple[int, int]) -> CallMemory:
@@ -158,15 +170,22 @@ def _path(name: str, folder: Path) -> Path:
 
 def _map_network(device: torch.device, folder: Path) -> MapNetwork:
     """Load the map network, whose number of outputs is read from its weights."""
-    outputs = len(load_file(_path("maps", folder))["head.2.bias"])
+    path = _path("maps", folder)
+    try:
+        with safe_open(path, framework="pt") as file:
+            (outputs,) = file.get_slice("head.2.bias").get_shape()
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(
+            f"the tabletop labeler's weights {str(path)!r} are not those of a map network "
+            f"({error!s:.120}). Fix: give a model folder written by "
+            "python -m ldmprobe_core.tabletop.train"
+        ) from error
     return _weights(MapNetwork(outputs=outputs), "maps", device, folder)
 
 
 def _weights(network: Network, name: str, device: torch.device, folder: Path) -> Network:
     """Load the weights of a network in float32, and freeze them."""
-    state = load_file(_path(name, folder))
-    network.load_state_dict({key: value.float() for key, value in state.items()})
-    return network.to(device).eval().requires_grad_(False)
+    return load_state(network, _path(name, folder), device)
 
 
 def _maps(device: torch.device, folder: Path) -> _MapNetworkCache:

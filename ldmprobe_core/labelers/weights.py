@@ -10,10 +10,10 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -29,6 +29,8 @@ from ldmprobe_core.study.readers.hub_cache import (
     is_hub_id,
 )
 from ldmprobe_core.study.readers.value_types import require_readable_files, user_path
+
+Network = TypeVar("Network", bound=nn.Module)
 
 CONVERT = "python -m ldmprobe_core.labelers.weights"
 
@@ -196,7 +198,7 @@ def find_file(spec: LabelerSpec, published: str, cache: Path | None = None) -> P
     return path
 
 
-def load_state(network: nn.Module, path: Path, device: torch.device) -> nn.Module:
+def load_state(network: Network, path: Path, device: torch.device) -> Network:
     """Load the weights of a safetensors file into a network.
 
     Returns:
@@ -330,18 +332,31 @@ def convert(path: Path) -> Path:
     PyTorch's restricted unpickler loads only tensors and plain containers, but convert only files
     that you trust nevertheless.
 
+    Entries that are not tensors, such as the number of an epoch, are left out.
+
     Returns:
         path of the safetensors file.
+
+    Raises:
+        UserError: the file holds no state dict.
     """
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    state = state.get("state_dict", state)
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    state = content.get("state_dict", content) if isinstance(content, Mapping) else None
+    entries = state.items() if isinstance(state, Mapping) else ()
+    tensors = {
+        str(name): value.contiguous().clone()
+        for name, value in entries
+        if isinstance(value, torch.Tensor)
+    }
+    if not tensors:
+        found = ", ".join(map(str, content)) if isinstance(content, Mapping) else ""
+        raise UserError(
+            f"{path}: it holds no tensors by name, but a {type(content).__name__} "
+            f"({found:.120}). Fix: save the network's state dict"
+        )
     out = path.with_suffix(".safetensors")
     # Transformers refuses files that do not name the library that wrote them.
-    save_file(
-        {name: value.contiguous().clone() for name, value in state.items()},
-        out,
-        metadata={"format": "pt"},
-    )
+    save_file(tensors, out, metadata={"format": "pt"})
     return out
 
 
@@ -361,4 +376,7 @@ def _forbid_network() -> None:
 if __name__ == "__main__":
     _forbid_network()
     for name in sys.argv[1:]:
-        print(convert(Path(name)))
+        try:
+            print(convert(Path(name)))
+        except UserError as error:
+            sys.exit(str(error))

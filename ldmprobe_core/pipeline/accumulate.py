@@ -10,10 +10,11 @@ from threadpoolctl import threadpool_limits
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.devices import pick_device
-from ldmprobe_core.models.output_checks import require_finite_labels, require_varied
+from ldmprobe_core.models.output_checks import require_varied
 from ldmprobe_core.pipeline.activation_sinks import ActivationBuffer, Activations
 from ldmprobe_core.pipeline.generate import read_source_images
 from ldmprobe_core.pipeline.groups import ACTIVATION_GROUPS, samples_in
+from ldmprobe_core.pipeline.label import checked_labels
 from ldmprobe_core.pipeline.labels import as_labels
 from ldmprobe_core.pipeline.model_cache import get_labelers, get_sampler, model_access
 from ldmprobe_core.pipeline.statistics import (
@@ -147,9 +148,8 @@ def _sample_in_memory(run: Run, study: Study, samples: list[Sample]) -> _Trainin
         labelers = get_labelers(study, attributes["labeler_fingerprints"])
         members = [sample.index for sample in samples]
         require_varied(sampled.image, members)
-        labels = {p: labelers[p](sampled.image) for p in study.labels.maps if p in labelers}
-        for prop, values in labels.items():
-            require_finite_labels(prop, values, members)
+        of_maps = {p: labelers[p] for p in study.labels.maps if p in labelers}
+        labels = checked_labels(study, of_maps, sampled.image, members)
     return buffer.pop(), as_labels(
         study, {p: labels.get(p, maps.get(p)) for p in study.labels.maps}
     )

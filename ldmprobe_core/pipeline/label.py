@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from ldmprobe_core.errors import RunError
+from ldmprobe_core.labelers.base import Labeler
 from ldmprobe_core.models.output_checks import (
     require_finite_labels,
     require_repeatable,
@@ -21,6 +23,7 @@ from ldmprobe_core.storage.nodes import open_array
 from ldmprobe_core.storage.run import SOURCES, Run
 from ldmprobe_core.storage.units import GENERATE, LABEL
 from ldmprobe_core.study.properties import CLASS, property_of
+from ldmprobe_core.study.schema import Study
 
 CLASS_SCORE = "class_score"
 """Name of the array of class probabilities."""
@@ -110,11 +113,34 @@ def _label(
     study = run.study
     with model_access(study):
         torch.set_num_threads(study.sampling.threads)
-        labels = {
-            CLASS_SCORE if prop == CLASS else prop: labeler(images)
-            for prop, labeler in get_labelers(study, run.attributes["labeler_fingerprints"]).items()
-            if prop not in skipped
-        }
+        labelers = get_labelers(study, run.attributes["labeler_fingerprints"])
+        chosen = {prop: labeler for prop, labeler in labelers.items() if prop not in skipped}
+        return checked_labels(study, chosen, images, members)
+
+
+def checked_labels(
+    study: Study, labelers: Mapping[str, Labeler], images: np.ndarray, members: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """Apply labelers to images, and check that their labels are usable.
+
+    Call this function inside the block of `model_access`.
+
+    Args:
+        study: study of the labelers.
+        labelers: labeler by property.
+        images: (n, y, x, rgb) uint8; every sample has the same number of consecutive images.
+        members: indices of the samples, for messages.
+
+    Returns:
+        labels by array name.
+
+    Raises:
+        RunError: a label is not finite, or a value of a mask or a class probability is not a share.
+    """
+    labels = {
+        CLASS_SCORE if prop == CLASS else prop: labeler(images)
+        for prop, labeler in labelers.items()
+    }
     for name, values in labels.items():
         require_finite_labels(name, values, members)
         if name == CLASS_SCORE:

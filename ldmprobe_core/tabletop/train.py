@@ -6,7 +6,7 @@ folder and its card.  Rendering needs ``ldmprobe[tabletop]``; CUDA is used if av
 
 With ``--from FOLDER``, VAE and classifiers are taken from a model folder unchanged.  The map
 network (stage labelers), the UNet and the text encoder (stage denoiser) are trained further from
-its weights if their stages are selected.
+its weights if their stages are selected.  A working folder belongs to the weights of one folder.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import copy
 import math
 import os
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -28,8 +29,10 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from ldmprobe_core.assets import MODEL_FOLDER
+from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.tabletop import JUDGE_WIDTHS, ClassLabeler, load_networks, map_labeler
 from ldmprobe_core.labelers.tabletop_networks import ClassNetwork, MapNetwork
+from ldmprobe_core.study.readers.image_folder import file_digest
 from ldmprobe_core.tabletop import autoencoder, denoiser, labeler_training
 from ldmprobe_core.tabletop.dataset import Dataset, render_dataset
 from ldmprobe_core.tabletop.export import export, training_records
@@ -48,6 +51,8 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     work: Path = args.work
     work.mkdir(parents=True, exist_ok=True)
+    begin: Path | None = args.begin
+    require_same_origin(work, begin, new_denoiser=args.new_denoiser)
 
     if "render" in args.stages:
         render_dataset(
@@ -59,7 +64,6 @@ def main() -> None:
     if args.stages == ["render"]:
         return
 
-    begin: Path | None = args.begin
     if begin:
         vae = autoencoder.load_autoencoder(begin).to(device)
     else:
@@ -73,6 +77,42 @@ def main() -> None:
     if "export" in args.stages:
         before = training_records(begin) if begin else {}
         export(data, work, args.out, device, vae, model, trained, args.contact_sheet, before)
+
+
+def require_same_origin(work: Path, begin: Path | None, *, new_denoiser: bool = False) -> None:
+    """Check that the checkpoints in a working folder began from these weights, and record them.
+
+    Otherwise latents of another VAE would be reused, and a finished training would stand for the
+    one that is asked for.
+
+    Args:
+        work: working folder.
+        begin: model folder that the training begins from; None for a training from scratch.
+        new_denoiser: True if the denoiser of the model folder is not used.
+
+    Raises:
+        UserError: the working folder has checkpoints of a training that began otherwise.
+    """
+    # The suffix is not .json, since all such files there are records of trainings.
+    record, scratch = work / "origin.txt", "new weights\n"
+    origin = scratch
+    if begin:
+        files = sorted(begin.glob("*/*.safetensors"))
+        lines = [f"{file_digest(file).hex()}  {file.relative_to(begin)}" for file in files]
+        origin = "\n".join([*lines, *(["new denoiser"] if new_denoiser else []), ""])
+    # Working folders of a training from scratch may lack the record, which earlier versions did not
+    # write.
+    known = record.read_text("utf-8") if record.is_file() else scratch
+    kept = sorted(
+        path.name for path in work.iterdir() if path.suffix in (".npy", ".part", ".safetensors")
+    )
+    if kept and known != origin:
+        raise UserError(
+            f"--work: {work} holds checkpoints ({', '.join(kept):.120}) of a training that did not "
+            f"begin from {begin or 'nothing'} as it is now. Fix: give another folder, or remove "
+            "these files"
+        )
+    record.write_text(origin, "utf-8")
 
 
 def _lower_priority() -> None:
@@ -195,4 +235,7 @@ def _arguments() -> argparse.Namespace:
 
 if __name__ == "__main__":
     _lower_priority()
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(str(error))

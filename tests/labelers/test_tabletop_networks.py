@@ -4,8 +4,15 @@ import numpy as np
 import pytest
 import torch
 
+from ldmprobe_core.assets import MODEL_FOLDER
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.labelers.tabletop import load_depth, load_foreground, load_normals
+from ldmprobe_core.labelers.tabletop import (
+    load_classes,
+    load_depth,
+    load_foreground,
+    load_networks,
+    load_normals,
+)
 from ldmprobe_core.labelers.tabletop_networks import MapNetwork
 from ldmprobe_core.study.probe_sections import LabelerSpec
 from ldmprobe_core.tabletop import export
@@ -53,3 +60,32 @@ def test_map_labelers_share_a_network_until_its_file_is_overwritten(tmp_path):
             expected = torch.sigmoid(network(given)[:, 0]).numpy()
         # Weights are saved in half precision.
         np.testing.assert_allclose(foreground(images), expected, atol=2e-3)
+
+
+@pytest.mark.parametrize(("y", "x"), [(72, 72), (40, 64), (56, 50)])
+def test_map_labelers_read_images_whose_sides_the_network_cannot_halve(y, x):
+    """The last row and column are repeated, up to a multiple of 16, and cut off again."""
+    images = np.random.default_rng(0).integers(0, 255, (2, y, x, 3), dtype=np.uint8)
+    spec = LabelerSpec(name="tabletop")
+    given = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
+    padded = torch.nn.functional.pad(given, (0, -x % 16, 0, -y % 16), mode="replicate")
+    with torch.no_grad():
+        maps = load_networks(MODEL_FOLDER, CPU)["maps"](padded)[..., :y, :x]
+    foreground = load_foreground(spec, CPU)(images)
+    np.testing.assert_allclose(foreground, torch.sigmoid(maps[:, 0]).numpy(), atol=1e-5)
+    depth = (maps[:, 1] - maps[:, 1].mean((1, 2), keepdim=True)).numpy()
+    np.testing.assert_allclose(load_depth(spec, CPU)(images), depth, atol=1e-5)
+    assert load_normals(spec, CPU)(images).shape == (2, y, x, 3)
+
+
+def test_tabletop_weights_of_another_network_are_refused_in_one_sentence(tmp_path):
+    spec = LabelerSpec(name="tabletop", weights=str(tmp_path))
+    other = load_networks(MODEL_FOLDER, CPU)
+    export.save_labelers(tmp_path, {"maps": other["judge"], "class": other["judge"]})
+    with pytest.raises(UserError, match=r"maps\.safetensors' are not those of a map network .*Fix"):
+        load_depth(spec, CPU)
+    with pytest.raises(UserError, match=r"class\.safetensors' do not fit the network .*Fix"):
+        load_classes(spec, CPU)
+    export.save_labelers(tmp_path, {"maps": MapNetwork((8, 8, 8, 8))})
+    with pytest.raises(UserError, match=r"maps\.safetensors' do not fit the network .*Fix"):
+        load_depth(spec, CPU)

@@ -64,6 +64,24 @@ def test_convert_turns_a_pickle_that_find_file_refuses_into_safetensors(tmp_path
         load_labeler("class", LabelerSpec(name="vgg16", weights=str(out)), CPU)
 
 
+def test_convert_leaves_out_what_is_no_tensor_and_refuses_a_file_without_any(tmp_path):
+    weights = {"a": torch.arange(3.0), "epoch": 5, "name": "net"}
+    for content in (weights, {"epoch": 5, "state_dict": weights}):
+        torch.save(content, tmp_path / "w.pth")
+        assert {k: v.tolist() for k, v in load_file(convert(tmp_path / "w.pth")).items()} == {
+            "a": [0.0, 1.0, 2.0]
+        }
+    for content, words in (
+        ({"epoch": 5, "model": {"a": torch.ones(2)}}, r"but a dict \(epoch, model\)"),
+        ({"state_dict": 3}, r"but a dict \(state_dict\)"),
+        ([torch.ones(2)], r"but a list"),
+    ):
+        torch.save(content, tmp_path / "none.pth")
+        with pytest.raises(UserError, match=rf"none\.pth: it holds no tensors.*{words}.*Fix: save"):
+            convert(tmp_path / "none.pth")
+    assert not (tmp_path / "none.safetensors").exists()
+
+
 def test_find_folder_refuses_a_folder_of_pickles(tmp_path):
     glpn(tmp_path / "g")
     weights = tmp_path / "g" / "model.safetensors"

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from run_helpers import carry_out, statistics_study
 
+from ldmprobe_core.errors import RunError
+from ldmprobe_core.labelers.registry import register_labeler
 from ldmprobe_core.pipeline.accumulate import accumulate_unit
 from ldmprobe_core.pipeline.prepare import prepare_run
 from ldmprobe_core.pipeline.statistics import (
@@ -20,6 +22,7 @@ from ldmprobe_core.storage.progress import Progress
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.stores.checksum_store import CorruptChunkError
 from ldmprobe_core.storage.verify import clear_progress, find_corrupt_chunks
+from ldmprobe_core.study.loading import parse_study
 
 
 def test_accumulate_unit_counts_an_interrupted_or_repeated_unit_once(
@@ -52,6 +55,17 @@ def test_accumulate_unit_counts_an_interrupted_or_repeated_unit_once(
     for layer in run.probe_inputs:  # one unit a batch or one unit a part: the same sums
         a, b = (load_statistics(r, "trained", 2, layer).gram for r in (run, summed))
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10 * np.abs(b).max())
+
+
+def test_accumulate_unit_refuses_a_mask_that_is_no_share(tiny_model, tmp_path):
+    """The labels of these training samples are never stored, where others would find them."""
+    register_labeler("foreground", "levels")(lambda images: images[..., 0].astype(float))
+    content = statistics_study(tiny_model, "statistics").model_dump(mode="json", by_alias=True)
+    content["labels"] |= {"foreground": "levels"}
+    run = prepare_run(parse_study(content), str(tmp_path))
+    with pytest.raises(RunError, match=r"labels\.foreground: .*mask values range from .*Fix"):
+        accumulate_unit(run.url, 0, 0)
+    assert run.progress.count("accumulated", 0) == 0
 
 
 def test_accumulate_unit_that_was_overtaken_leaves_the_sums_unchanged(

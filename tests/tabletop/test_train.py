@@ -1,15 +1,17 @@
 """Command that trains the embedded model."""
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ldmprobe_core.assets import MODEL_FOLDER
+from ldmprobe_core.errors import UserError
 from ldmprobe_core.tabletop import denoiser, export, train
 from ldmprobe_core.tabletop.measures.milestones import Milestones
 
@@ -19,8 +21,7 @@ def test_train_main_continues_a_model_folder_and_writes_another(tiny, tmp_path, 
     folder = tiny[0]
     work, out = tmp_path / "work", tmp_path / "out"
     work.mkdir()
-    for name in ("scenes", "latents.npy"):
-        (work / name).symlink_to(folder / name)
+    (work / "scenes").symlink_to(folder / "scenes")
     monkeypatch.setattr(train, "HELD_OUT", 24)
     monkeypatch.setattr(
         denoiser, "DENOISER_CONTINUED", replace(denoiser.DENOISER_CONTINUED, batch=8)
@@ -43,3 +44,30 @@ def test_train_main_continues_a_model_folder_and_writes_another(tiny, tmp_path, 
             old, new = load_file(path), load_file(out / part / path.name)
             assert all(torch.equal(old[key], value) for key, value in new.items())
     assert "| judge: accuracy on 12 generated images |" in (out / "README.md").read_text()
+
+
+def test_require_same_origin_refuses_checkpoints_that_began_otherwise(tmp_path):
+    work, first, second = (tmp_path / name for name in ("work", "first", "second"))
+    work.mkdir()
+    for number, folder in enumerate((first, second)):
+        (folder / "vae").mkdir(parents=True)
+        save_file({"a": torch.tensor([number])}, folder / "vae" / "weights.safetensors")
+    train.require_same_origin(work, second)  # another beginning, but nothing is trained yet
+    train.require_same_origin(work, first)
+    (work / "latents.npy").touch()
+    train.require_same_origin(work, first)
+    for begin, new_denoiser in ((second, False), (None, False), (first, True)):
+        with pytest.raises(UserError, match=r"--work: .*work holds checkpoints \(latents\.npy\)"):
+            train.require_same_origin(work, begin, new_denoiser=new_denoiser)
+    train.require_same_origin(work, first)
+    shutil.copy(second / "vae" / "weights.safetensors", first / "vae")
+    with pytest.raises(UserError, match=r"as it is now\. Fix: give another folder"):
+        train.require_same_origin(work, first)
+
+
+def test_require_same_origin_takes_checkpoints_without_a_record_as_from_scratch(tmp_path):
+    (tmp_path / "denoiser.safetensors").touch()
+    train.require_same_origin(tmp_path, None)
+    (tmp_path / "origin.txt").unlink()
+    with pytest.raises(UserError, match=r"\(denoiser\.safetensors\) of a training"):
+        train.require_same_origin(tmp_path, MODEL_FOLDER)
