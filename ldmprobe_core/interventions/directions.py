@@ -53,10 +53,10 @@ def direction_of(
     statistics = unstored_statistics(run, "trained", step, layer)
     path, column = label_regression(run, spec.prop, tokens, labels, statistics)
     moments = Moments(path.mean_x, path.covariance)
+    probes = probes_of_cell(run, identity, spec, step, layer)
     if spec.method in ERASURES:
-        probes = [_erasing_probe(spec, path, column)]
+        probes.insert(0, _erasing_probe(spec, path, column))
     else:
-        probes = probes_of_cell(run, identity, spec, step, layer)
         probes.insert(0, probes.pop(probe_kinds_of(run, spec).index(kind)))
     context = NullContext(
         moments,

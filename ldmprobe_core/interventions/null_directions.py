@@ -31,7 +31,8 @@ class NullContext:
 
     Attributes:
         moments: mean and covariance of the training activations.
-        weights: weights of all linear probes of the property in the cell, (probe, channel).
+        weights: weights of all linear probes of the property that the run stores for the cell, and
+            of the probe whose prediction an erasure removes, (probe, channel).
         permuted_direction: function that computes the edit direction of a probe of the labels of
             other images, (channel,); it fits the probe.
         rng: random number generator; all cells of a layer have equal ones, so that null edits

@@ -258,21 +258,23 @@ def require_varying_predictions(run: Run, spec: Intervention, plan: Intervention
 def _require_orthogonal_direction(run: Run, spec: Intervention, sites: list[Site]) -> None:
     """Check that latents have enough channels for a direction orthogonal to all probes.
 
-    Latents have few channels, layers have more channels than there are kinds of probes.
+    Latents have few channels, layers have more channels than there are kinds of probes.  An erasure
+    has one more probe, whose prediction it removes.
 
     Raises:
-        UserError: the run has as many kinds of probes of the property as latents have channels.
+        UserError: latents do not have more channels than there are probes of the property.
     """
     latents = any(LATENTS in site.layers for site in sites)
-    if not latents or "orthogonal" not in spec.conditions or spec.method in ERASURES:
+    if not latents or "orthogonal" not in spec.conditions:
         return
     channels = run.open(f"activations/{LATENTS}").sizes["channel"]
     kinds = [n for n in run.study.linear_kinds if probe_kind(n).supports(spec.edited_property)]
-    if len(kinds) >= channels:
+    erasing = spec.method in ERASURES
+    if len(kinds) + erasing >= channels:
         raise UserError(
-            f"controls: {len(kinds)} kinds of probes read all {channels} channels of the latents, "
-            "so no direction is orthogonal to them (orthogonal). Fix: leave orthogonal out of "
-            "controls, or latents out of layers."
+            f"controls: {len(kinds)} kinds of probes{' and the erased one' if erasing else ''} "
+            f"read all {channels} channels of the latents, so no direction is orthogonal to them "
+            "(orthogonal). Fix: leave orthogonal out of controls, or latents out of layers."
         )
 
 

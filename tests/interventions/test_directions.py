@@ -10,14 +10,21 @@ from ldmprobe_core.pipeline.labels import label_set
 from ldmprobe_core.probing.label_set import LabelSet
 
 
-def training_rows(run, step, layer, prop):
-    """Training activations (token, channel), and labels less their mean at the token's position."""
+def rows_of(run, step, layer, prop, members, owners):
+    """Activations (token, channel) of samples, and labels of `owners` less their training mean."""
     labels = label_set(run)
-    tokens = run.read(f"activations/{layer}", "activation", step=step - 1)[labels.train]
-    maps = labels.maps[prop][labels.train].astype(float)
+    tokens = run.read(f"activations/{layer}", "activation", step=step - 1)[members]
+    maps = labels.maps[prop].astype(float)
     side = tokens.shape[1]
     share = maps.reshape(len(maps), side, maps.shape[1] // side, side, -1).mean((2, 4))
-    return tokens.reshape(-1, tokens.shape[-1]).astype(float), (share - share.mean(0)).ravel()
+    residual = share[owners] - share[labels.train].mean(0)
+    return tokens.reshape(-1, tokens.shape[-1]).astype(float), residual.ravel()
+
+
+def training_rows(run, step, layer, prop):
+    """Training activations (token, channel), and labels less their mean at the token's position."""
+    train = label_set(run).train
+    return rows_of(run, step, layer, prop, train, train)
 
 
 def test_label_regression_excludes_non_finite_samples(run):
@@ -84,6 +91,29 @@ def test_direction_of_mean_projection_is_the_difference_of_the_class_means(run):
     cosine = step @ cross / np.linalg.norm(step) / np.linalg.norm(cross)
     assert cosine > 1 - 1e-6
     np.testing.assert_allclose(direction.weight.double().numpy() @ step, 1.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["leace", "mean_projection", "exact"])
+def test_orthogonal_null_leaves_the_reading_of_every_probe_of_the_run(run, method):
+    """Foreground has ridge and logistic probes, of which an erasure uses neither."""
+    layer = run.layers[0]
+    spec = Intervention(method=method, layers=(layer,), steps=1, samples=2)
+    nulls = direction_in(run, spec, 1, layer).nulls
+    rows, _ = training_rows(run, 1, layer, "foreground")
+    covariance = np.cov(rows.T, bias=True)
+    stored = run.open(f"probes/{layer}").weight.sel(property="foreground", step=1)
+    for kind in ("ridge", "logistic"):
+        weight = stored.sel(kind=kind).values.astype(float)
+        deviation = np.sqrt(weight @ covariance @ weight)
+        assert deviation > 0
+
+        def moved(null, weight=weight, deviation=deviation):
+            """Change of the prediction by edits of the activations' own size, in deviations."""
+            size = np.sqrt(np.trace(covariance))
+            return np.abs(nulls[null].double().numpy() @ weight) * size / deviation
+
+        assert moved("orthogonal").max() < 1e-5
+        assert moved("coherent").max() > 0.1
 
 
 def test_direction_of_the_denoisers_input_reads_single_latents(run):

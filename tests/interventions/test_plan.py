@@ -135,13 +135,18 @@ def test_plan_intervention_refuses_an_orthogonal_null_of_latents_that_probes_rea
     message = r"controls: 4 kinds of probes read all 4 channels of the latents, .* \(orthogonal\)"
     with pytest.raises(UserError, match=message):
         plan_intervention(run, Intervention(samples=1, windows=1))
-    for spec in (
-        Intervention(samples=1, windows=1, controls=()),
-        Intervention(samples=1, windows=1, layers=("*",)),
-        Intervention(samples=1, windows=1, method="leace"),
-        Intervention(samples=1, windows=1, prop="depth"),
-    ):
+    erased = {"windows": 1, "samples": 1, "method": "leace", "prop": "depth"}
+    message = r"controls: 3 kinds of probes and the erased one read all 4 channels of the latents"
+    with pytest.raises(UserError, match=message):
+        plan_intervention(run, Intervention(**erased))
+    for settings in (
+        {"controls": ()}, {"layers": ("*",)}, {"prop": "depth"},
+        {**erased, "controls": ("coherent",)}, {**erased, "layers": ("*",)},
+    ):  # fmt: skip
+        spec = Intervention(**{"samples": 1, "windows": 1, **settings})
         assert plan_intervention(run, spec).sites
+    monkeypatch.setattr(type(run.study), "linear_kinds", property(lambda study: kinds[:2]))
+    assert plan_intervention(run, Intervention(**erased)).sites
 
 
 def test_windows_of_cover_every_step_once():
