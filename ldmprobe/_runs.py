@@ -226,7 +226,7 @@ def _carry_out(run: Run, progress: bool) -> tuple[dict[str, float], dict[str, in
     from rich.progress import Progress, TimeRemainingColumn
 
     from ldmprobe_core.models.devices import peak_memory
-    from ldmprobe_core.pipeline.units import UNITS
+    from ldmprobe_core.pipeline.units import UNITS, carry_out_unit
     from ldmprobe_core.storage.units import GENERATE, LABEL
 
     seconds: dict[str, float] = {}
@@ -243,7 +243,7 @@ def _carry_out(run: Run, progress: bool) -> tuple[dict[str, float], dict[str, in
             units = operations.list_units(run)
             for unit in bar.track(units, description=verb, total=len(units)):
                 if not operations.is_done(run, *unit.index):
-                    operations.carry_out(run.url, *unit.index)
+                    carry_out_unit(verb, run.url, *unit.index)
                     if operations.kind in (GENERATE, LABEL):
                         peaks = peak_memory()
             seconds[verb] = time.monotonic() - started
