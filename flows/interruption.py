@@ -44,7 +44,8 @@ SILENCE_LIMIT_S = 40.0
 BUSY_LIMIT_S = 300.0
 """Seconds without an answer after which a server that accepts requests counts as lost.
 
-On a busy machine, a server with thousands of new task runs did not answer for 40 seconds.
+An HTTP error status is no answer, but a sign that the server is there.  On a busy machine, a server
+with thousands of new task runs did not answer for 40 seconds.
 """
 
 UNIT_LIMIT_S = 60.0
@@ -193,8 +194,9 @@ class FlowWatch(WatchThread):
             return
         except (httpx.HTTPError, PrefectException, RuntimeError, OSError) as error:
             now = time.monotonic()
-            # The server's machine accepts a request even while the server itself is busy.
-            if isinstance(error, httpx.ReadTimeout):
+            # The server's machine accepts a request even while the server itself is busy, and a
+            # proxy or a rate limit in front of the server answers for it (429, 502, 503, ...).
+            if isinstance(error, (httpx.ReadTimeout, httpx.HTTPStatusError)):
                 self._reached_at = now
             silent, busy = now - self._reached_at, now - self._answered_at
             if silent > SILENCE_LIMIT_S or busy > BUSY_LIMIT_S:
@@ -278,7 +280,8 @@ def limit_exit(exit_code: int) -> None:
             say("Waiting for the threads of Prefect to end.")
 
     if flow_ran.is_set():
-        sys.stdout.flush()
+        with suppress(OSError, ValueError):
+            sys.stdout.flush()
         for seconds, function in ((ANNOUNCE_EXIT_S, announce), (EXIT_LIMIT_S, end)):
             timer = threading.Timer(seconds, function)
             timer.daemon = True

@@ -19,6 +19,7 @@ from prefect.settings import PREFECT_API_URL
 
 from flows.interruption import FlowWatch, begin_watch, started_servers
 from flows.run_lock import record_stop
+from ldmprobe_core.errors import without_logins
 from tasks.display import activity
 from tasks.stopping import StoppedError, requested_stop, stoppable
 
@@ -86,7 +87,8 @@ def _drain(flow_runs: list[Any]) -> None:
         # Send the last log lines to the server now, because it is stopped soon.
         APILogHandler().flush()
     except (httpx.HTTPError, PrefectException) as error:
-        logging.getLogger("prefect.flow_runs").warning("records are incomplete: %s", error)
+        reason = without_logins(str(error))
+        logging.getLogger("prefect.flow_runs").warning("records are incomplete: %s", reason)
 
 
 def wait_for_records(flow_run_id: Any, sending: Callable[[], bool] = lambda: False) -> int:

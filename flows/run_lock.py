@@ -23,6 +23,7 @@ from prefect.logging import get_run_logger
 from prefect.states import Cancelled, Crashed, Suspended
 
 from flows.pause_watch import PauseWatch
+from ldmprobe_core.errors import without_logins
 from ldmprobe_core.pipeline.planning.plan import StudyPlan, plan_of
 from ldmprobe_core.pipeline.prepare import run_in
 from ldmprobe_core.storage.lease import Lease, hold_lease, holder_of
@@ -180,7 +181,8 @@ def _reconcile(flow_run_id: str) -> bool:
     except (ObjectNotFound, PrefectHTTPStatusError, httpx.HTTPError, ValueError) as error:
         # The flow run may belong to another server.  The mark is only shown in the UI, so continue
         # without it.
-        logger.warning("flow run %s was not marked as crashed: %s", flow_run_id, error)
+        reason = without_logins(str(error))
+        logger.warning("flow run %s was not marked as crashed: %s", flow_run_id, reason)
         return False
     logger.info("flow run %s had died; this flow run continues its work", flow_run_id)
     return True
@@ -213,4 +215,5 @@ def record_stop(flow_runs: list[Any], stop: Stop) -> None:
                         client.set_task_run_state(task.id, state, force=True)
                 client.set_flow_run_state(run_id, state, force=True)
     except (httpx.HTTPError, PrefectException) as error:
-        logging.getLogger("prefect.flow_runs").warning("the stop is not recorded: %s", error)
+        reason = without_logins(str(error))
+        logging.getLogger("prefect.flow_runs").warning("the stop is not recorded: %s", reason)

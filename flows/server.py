@@ -33,7 +33,7 @@ from flows.checks.prefect_settings import without_password
 from flows.interruption import started_servers
 from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.storage.proxies import bypass_proxies_for_loopback
-from tasks.display import activity
+from tasks.display import activity, print_line
 
 # A server takes 15 s of CPU time to make its tables, which on a busy machine may be minutes.
 _START_LIMIT_S = 300.0
@@ -108,8 +108,7 @@ def prefect_server(may_start: bool = True) -> Iterator[str]:
             return
         if not may_start:
             raise UserError(f"{usual} {check.problem}. Fix: {check.remedy}")
-        note = f"note: {usual} {check.problem}: this run starts a server of its own"
-        print(note, file=sys.stderr, flush=True)
+        print_line(f"note: {usual} {check.problem}: this run starts a server of its own")
     if not may_start:
         raise UserError(
             f"PREFECT_API_URL is not set, and no server answers at {usual}. Fix: set it to the "
@@ -187,8 +186,8 @@ def _wait_for_start(server: LocalServer, url: str) -> None:
 
 
 def ui_url(api_url: str) -> str:
-    """Return the URL of the web UI of the Prefect server with this API."""
-    return get_current_settings().ui_url or api_url.removesuffix("/api")
+    """Return the URL of the web UI of the Prefect server with this API, without a password."""
+    return without_password(get_current_settings().ui_url or api_url.removesuffix("/api"))
 
 
 def _die_with_parent() -> None:

@@ -1,8 +1,18 @@
 """Exceptions that the command line reports by their message, without a traceback."""
 
+from __future__ import annotations
+
+import re
+
 
 class LdmprobeError(Exception):
-    """Base class of all exceptions that this package raises deliberately."""
+    """Base class of all exceptions that this package raises deliberately.
+
+    User names and passwords are removed from URLs in the message, which libraries quote in theirs.
+    """
+
+    def __init__(self, *parts: object) -> None:
+        super().__init__(*(without_logins(p) if isinstance(p, str) else p for p in parts))
 
 
 class UserError(LdmprobeError):
@@ -15,3 +25,12 @@ class UserError(LdmprobeError):
 
 class RunError(LdmprobeError, RuntimeError):
     """Error for a run that stopped early; the message gives the cause and how to continue."""
+
+
+def without_logins(text: str) -> str:
+    """Return a text without the user names and passwords of the URLs in it.
+
+    Args:
+        text: any text, such as the message of an exception of an HTTP library.
+    """
+    return re.sub(r"(?<=://)[^/?#\s]*@", "", text)

@@ -21,7 +21,7 @@ from ldmprobe_core.analysis.classes.records import ClassesRecord
 from ldmprobe_core.analysis.index.history import HistoryEntry, history_rows
 from ldmprobe_core.analysis.index.history_chart import history_charts
 from ldmprobe_core.analysis.records import Summary
-from ldmprobe_core.analysis.report.intervention_text import effect_rows
+from ldmprobe_core.analysis.report.intervention_text import effect_rows, intervention_title
 from ldmprobe_core.analysis.report.text import best_rows, classes_line, headline
 from ldmprobe_core.interventions.results import InterventionSummary
 from ldmprobe_core.storage.lifecycle.retention import Retention
@@ -134,11 +134,12 @@ def publish_retention(study: str, actions: list[Retention], problem: str = "") -
 
 def publish_intervention(found: dict[str, Any], url: str) -> None:
     """Publish a table with the effects of an intervention and of its control edits."""
-    what = found["intervention"]
+    summary = InterventionSummary.model_validate(found)
+    what = summary.intervention
     create_table_artifact(
-        table=effect_rows(InterventionSummary.model_validate(found)),
-        key=artifact_key(f"intervention-{what['prop']}-{what['method']}"),
-        description=f"{what['prop']} edited, {found['pairs']} pairs, run {url}",
+        table=effect_rows(summary),
+        key=artifact_key(f"intervention-{what.prop}-{what.method}"),
+        description=f"{intervention_title(summary)}; run {url}",
     )
 
 

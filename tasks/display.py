@@ -1,6 +1,8 @@
 """Display of the process's activity: a live line on a terminal, one line per minute in a file.
 
-The lines go to standard error, so that standard output has the results alone.
+The lines go to standard error, so that standard output has the results alone.  Lines that cannot
+be written, since the terminal was closed or the program that read them has ended, are left out: the
+work goes on.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -131,7 +133,7 @@ class Display:
             with self._lock:
                 text = self.activities[-1].line() if self.activities else ""
             if text:
-                print(text, file=sys.stderr, flush=True)
+                _write(text)
 
 
 _display = Display()
@@ -176,6 +178,12 @@ def hidden() -> AbstractContextManager[None]:
 def print_line(text: str) -> None:
     """Print a line on standard error that stays, above the live line if there is one."""
     with hidden():
+        _write(text)
+
+
+def _write(text: str) -> None:
+    """Write a line to standard error, unless that is closed or nothing reads it any more."""
+    with suppress(OSError, ValueError):
         print(text, file=sys.stderr, flush=True)
 
 
@@ -196,7 +204,28 @@ def duration(seconds: float) -> str:
 
 def _is_terminal() -> bool:
     """Return whether standard error is a terminal on which a line can be redrawn."""
-    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    return not sys.stderr.closed and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+class _LastingStream:
+    """Stream that discards what the stream below it cannot write, such as a closed terminal."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write a text, and return the number of its characters."""
+        with suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what the stream has kept so far."""
+        with suppress(OSError, ValueError):
+            self._stream.flush()
 
 
 def _live_line() -> Progress:
@@ -211,7 +240,7 @@ def _live_line() -> Progress:
         TextColumn("{task.fields[counts]}", markup=False),
         TimeElapsedColumn(),
         TextColumn("{task.fields[note]}", markup=False),
-        console=Console(stderr=True),
+        console=Console(file=cast("IO[str]", _LastingStream(sys.stderr))),
         transient=True,
         refresh_per_second=4,
         # Rich would print redirected output above the live line, on standard error.  If standard

@@ -13,6 +13,8 @@ from distributed import Future as DaskFuture
 from distributed.scheduler import KilledWorker, NoValidWorkerError
 from prefect.futures import PrefectFuture, PrefectWrappedFuture
 
+from ldmprobe_core.errors import without_logins
+
 _LOOK_EVERY_S = 0.3
 
 
@@ -43,7 +45,7 @@ def describe_failure(error: BaseException) -> str:
         return "for which there was no Dask worker"
     if isinstance(error, CancelledError):
         return "which was cancelled because the connection to the Dask scheduler was lost"
-    return f"{type(error).__name__}: {error}"
+    return without_logins(f"{type(error).__name__}: {error}")
 
 
 def remedy(error: BaseException) -> str:

@@ -17,7 +17,7 @@ from prefect.exceptions import PrefectException
 from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
 
-from ldmprobe_core.errors import RunError, UserError
+from ldmprobe_core.errors import RunError, UserError, without_logins
 from ldmprobe_core.storage.stores.checksum_store import CorruptChunkError
 from tasks.display import Activity, activity, duration, print_line, refresh
 from tasks.failures import cancel_waiting, describe_failure, outcome, remedy
@@ -196,4 +196,5 @@ class _ProgressArtifact:
             else:
                 update_progress_artifact(self.id, description=text, progress=progress)
         except (PrefectException, httpx.HTTPError) as error:
-            get_run_logger().warning("progress is not shown: %s", error)
+            reason = without_logins(str(error))
+            get_run_logger().warning("progress is not shown: %s", reason)

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from ldmprobe_core.errors import RunError
@@ -83,16 +83,19 @@ def request_stop(stop: Stop) -> bool:
     with _lock:
         if _requests:
             return False
-        try:
-            say(stop.message)  # printed first, before the request takes effect
-        finally:
-            _requests.append(stop)
+        say(stop.message)  # printed first, before the request takes effect
+        _requests.append(stop)
     return True
 
 
 def say(sentence: str) -> None:
-    """Print a message on standard error in a way that is safe inside a signal handler."""
-    os.write(2, f"\n{sentence}\n".encode("utf-8", "replace"))
+    """Print a message on standard error in a way that is safe inside a signal handler.
+
+    A message that cannot be written is left out, since it must not keep a flow from stopping: the
+    Ctrl-C that stops this process also ends the `tee` that reads its messages.
+    """
+    with suppress(OSError):
+        os.write(2, f"\n{sentence}\n".encode("utf-8", "replace"))
 
 
 def requested_stop() -> Stop | None:

@@ -30,8 +30,9 @@ class ServerCheck:
 
     Attributes:
         status: ``usable`` if flows can run with the server.  Otherwise ``silent`` if it does not
-            answer, ``locked`` if it refuses our credentials, ``foreign`` if it is not a Prefect
-            server, or ``incompatible`` if it is a Prefect server of another major version.
+            answer or is too busy to, ``locked`` if it refuses our credentials, ``foreign`` if it is
+            not a Prefect server, or ``incompatible`` if it is a Prefect server of another major
+            version.
         problem: description of the problem that follows the address in an error message, such as
             "is not a Prefect server's API"; empty if the server is usable.
         remedy: advice to the user as an imperative; empty if the server is usable.
@@ -65,11 +66,13 @@ def check_server(url: str, limit_s: float = _ANSWER_LIMIT_S) -> ServerCheck:
     try:
         with temporary_settings(quick):
             client = get_client(sync_client=True, httpx_settings={"timeout": limit_s})
-    except (ImportError, ValueError) as error:
+    except (ImportError, ValueError, httpx.InvalidURL) as error:
         # httpx sets up every configured proxy here, even if NO_PROXY exempts this server, so an
-        # invalid proxy address raises this error.
+        # invalid proxy address raises this error.  The message of `InvalidURL` may quote a part of
+        # a password.
+        reason = "not a URL" if isinstance(error, httpx.InvalidURL) else _first_sentence(error)
         raise UserError(
-            f"HTTP_PROXY, HTTPS_PROXY or ALL_PROXY cannot be used ({_first_sentence(error)}). Fix: "
+            f"HTTP_PROXY, HTTPS_PROXY or ALL_PROXY cannot be used ({reason}). Fix: "
             "give an http:// address, install httpx[socks] for a SOCKS proxy, or unset the variable"
         ) from None
     except OSError as error:
@@ -132,11 +135,18 @@ def _refusal(status: int) -> ServerCheck:
             f"is a Prefect server that refuses the credentials (HTTP status {status})",
             "set PREFECT_API_AUTH_STRING to user:password, or PREFECT_API_KEY on Prefect Cloud",
         )
-    if status >= 500:
+    if is_passing_status(status):
         return ServerCheck(
-            "silent", f"answers with HTTP status {status}", "look at that server's log"
+            "silent",
+            f"answers with HTTP status {status}",
+            "look at that server's log, or repeat the command later",
         )
     return _FOREIGN
+
+
+def is_passing_status(status: int) -> bool:
+    """Return whether an HTTP error status tells of a busy or broken server, not of the request."""
+    return status >= 500 or status in (408, 429)
 
 
 def _first_sentence(error: Exception) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import sys
 import tempfile
 import warnings
 from contextlib import redirect_stderr
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from ldmprobe_core.errors import UserError
+from tasks.display import print_line
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -50,7 +50,7 @@ def check_prefect_settings() -> None:
         ) from None
     for warning in caught:
         if f"{os.sep}prefect{os.sep}settings{os.sep}" in warning.filename:
-            print(f"note: Prefect's settings: {warning.message}", file=sys.stderr, flush=True)
+            print_line(f"note: Prefect's settings: {warning.message}")
     _require_profile(profiles.active_name, sorted(profiles.names))
     _require_url(url)
     if key is not None and not (key.isascii() and key.isprintable()):

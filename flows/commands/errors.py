@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ldmprobe_core.errors import RunError, UserError
+from ldmprobe_core.errors import RunError, UserError, without_logins
 
 DONE, MISTAKE, USAGE, FAULT, INTERRUPTED, UNREAD = 0, 1, 2, 3, 130, 141
 """Exit codes of the command.
@@ -138,7 +138,7 @@ def _report(message: str, debug: bool) -> None:
                 f"ldmprobe: {message}", style="red", highlight=False, markup=False, soft_wrap=True
             )
         if debug:
-            traceback.print_exc()
+            sys.stderr.write(without_logins(traceback.format_exc()))
         sys.stderr.flush()
     except (OSError, SystemExit):
         # Standard error cannot be written; rich raises either error.  The exit code is then all
@@ -157,11 +157,11 @@ def _discard_output(number: int) -> None:
 
 def _unexpected(error: Exception) -> str:
     """Write the traceback of an unexpected exception to a log file, and return the message."""
-    lines = str(error).strip().splitlines() or [""]
+    lines = without_logins(str(error)).strip().splitlines() or [""]
     detail = f"{type(error).__name__}: {lines[0]}".rstrip(": ")
     if len(detail) > _LONGEST_MESSAGE:
         detail = detail[: _LONGEST_MESSAGE - 3] + "..."
-    log = write_log("".join(traceback.format_exception(error)))
+    log = write_log(without_logins("".join(traceback.format_exception(error))))
     kept = f"its traceback is in {log}" if log else "--debug prints its traceback"
     return f"unexpected {detail}; {kept}. Fix: repeat the command; if it fails again, report this"
 

@@ -14,6 +14,9 @@ from flows.commands.tables import print_rows
 from ldmprobe_core.errors import UserError
 from tasks.display import activity
 
+WINDOWS = 5
+"""Number of windows of steps into which a causal map divides the sampler's steps by default."""
+
 Property = Annotated[str, typer.Option("--property", help="foreground, depth or shading")]
 Shift = Annotated[
     list[str] | None,
@@ -36,7 +39,7 @@ CausalMap = Annotated[
     bool, typer.Option("--map", help="causal map: one layer, one window of steps at a time")
 ]
 Windows = Annotated[
-    int | None, typer.Option(help="windows of steps of the causal map; by default 5")
+    int | None, typer.Option(help=f"windows of steps of the causal map; by default {WINDOWS}")
 ]
 Layers = Annotated[
     list[str] | None,
@@ -106,7 +109,8 @@ def intervene(
     options: dict[str, Any] = {
         "prop": prop, "samples": samples, "method": method, "start": start, "steps": steps,
         "strength": strength, "confidence": confidence, "metric": metric,
-        "windows": (windows or 5) if map_ else None, "layers": layers or None,
+        "windows": (WINDOWS if windows is None else windows) if map_ else None,
+        "layers": layers or None,
         "doses": dose or None, "controls": (control or None) if controls else [],
         "targets": targets or None,
     }  # fmt: skip
@@ -160,11 +164,16 @@ def run_intervention(finished: Any, what: Any) -> None:
     with activity("checking the intervention"):
         create_intervention(finished, what)
     check_prefect_settings()
-    from ldmprobe_core.analysis.report.intervention_text import effect_rows, map_sentence
+    from ldmprobe_core.analysis.report.intervention_text import (
+        effect_rows,
+        intervention_title,
+        map_sentence,
+    )
     from ldmprobe_core.interventions.results import InterventionSummary
 
     result = carry_out("intervene", finished.url, url=finished.url, what=what)
     summary = InterventionSummary.model_validate(result)
+    console.print(f"\n{intervention_title(summary)}", highlight=False)
     rows = effect_rows(summary)
     print_rows(rows, console, names=2 if "dose" in rows[0] else 1)
     if what.windows:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.commands.results import console
-from ldmprobe_core.errors import UserError
+from ldmprobe_core.errors import RunError, UserError
 from tasks.display import activity
 
 StudyArgument = Annotated[str, typer.Argument(help="a YAML file, or the name of a built-in study")]
@@ -68,8 +68,9 @@ def merged_execution(given: dict[str, Any], deployed: dict[str, Any]) -> dict[st
 def _create_flow_run(
     deployment: str, study: dict[str, Any], given: dict[str, Any], store: str | None
 ) -> Any:
+    import httpx
     from prefect.client.orchestration import get_client
-    from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+    from prefect.exceptions import ObjectNotFound
 
     from ldmprobe_core.storage.filesystem import Location
     from ldmprobe_core.study.loading import parse_study
@@ -82,6 +83,8 @@ def _create_flow_run(
                 f"deployment: there is none of this name ({deployment}). Fix: list them with "
                 "`prefect deployment ls`"
             ) from None
+        except httpx.HTTPError as error:
+            raise _refusal(error, deployment) from None
         deployed = (found.parameters.get("study") or {}).get("execution") or {}
         content = study | {"execution": merged_execution(given, deployed)}
         parsed = parse_study(content, "execution of study and deployment")
@@ -90,8 +93,26 @@ def _create_flow_run(
             parameters["store"] = Location(store).url
         try:
             return client.create_flow_run_from_deployment(found.id, parameters=parameters)
-        except PrefectHTTPStatusError as error:
-            raise UserError(
-                f"deployment: it refuses the study ({deployment}: {error.response.text:.300}). "
-                "Fix: use a deployment of the study or classify flow, of this release"
-            ) from None
+        except httpx.HTTPError as error:
+            raise _refusal(error, deployment) from None
+
+
+def _refusal(error: Any, deployment: str) -> Exception:
+    """Return the error to raise where the server carries out no request about a deployment."""
+    from flows.checks.prefect_api import is_passing_status
+
+    response = getattr(error, "response", None)  # that of an error status
+    if response is not None and not is_passing_status(response.status_code):
+        return UserError(
+            f"deployment: it refuses the study ({deployment}: {response.text:.300}). "
+            "Fix: use a deployment of the study or classify flow, of this release"
+        )
+    problem = (
+        f"does not answer ({type(error).__name__})"
+        if response is None
+        else f"answers with HTTP status {response.status_code}"
+    )
+    return RunError(
+        f"the Prefect server {problem}. Fix: look with `prefect flow-run ls` whether {deployment} "
+        "has started; if it has not, repeat the command later"
+    )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -84,84 +86,159 @@ class Curves:
 
 
 def emergence_record(curves: Curves, bootstrap: Bootstrap) -> EmergenceRecord:
-    """Find the onset and settled steps in the curves of the probes and of the image labeler.
-
-    Re-splits change the curve of the probes, and with its last score the absolute bars of all
-    curves.  They change the position baseline too, from which every gain is measured.
-    """
-    position, n_steps = curves.position, len(curves.probe)
-    of_probe, of_position = np.zeros((1, *curves.probe.shape)), np.zeros((1, len(position)))
-    if curves.resplits is not None:
-        of_probe, of_position = curves.resplits.deviations, curves.resplits.position_deviations
-
-    def record(scores: np.ndarray, deviations: np.ndarray, known: np.ndarray) -> CurveRecord:
-        scores, deviations = scores[known - 1], deviations[:, known - 1]
-        above = bootstrap.interval(scores[-1] - position).low
-        if above is None or above <= 0:
-            # A curve whose score at the last step is not clearly above the position baseline has
-            # not emerged, so its onset and settled steps are undefined.
-            undefined = BarRecord(onset=Crossing(), settled=Crossing())
-            return CurveRecord(relative=undefined, absolute=undefined)
-        relative, absolute = {}, {}
-        for name, share in SHARES.items():
-            # `relative_margins` computes margins (score minus bar) and is linear in the scores.
-            # When applied to the deviations of re-split scores from their mean, it therefore
-            # returns the deviations of the re-split margins from their mean.
-            relative[name] = crossing(
-                relative_margins(scores, position, share),
-                bootstrap,
-                np.stack(
-                    [
-                        relative_margins(one, base, share)
-                        for one, base in zip(deviations, of_position, strict=True)
-                    ]
-                ),
-            ).at_steps(known, n_steps)
-            absolute[name] = crossing(
-                absolute_margins(scores, curves.probe[-1], position, share),
-                bootstrap,
-                np.stack(
-                    [
-                        absolute_margins(one, other[-1], base, share)
-                        for one, other, base in zip(deviations, of_probe, of_position, strict=True)
-                    ]
-                ),
-            ).at_steps(known, n_steps)
-        return CurveRecord(relative=BarRecord(**relative), absolute=BarRecord(**absolute))
-
-    every = np.arange(1, n_steps + 1)
+    """Find the onset and settled steps in the curves of the probes and of the image labeler."""
     paired = None
     if not curves.decoded.all():
-        paired = record(np.where(curves.decoded, curves.probe, np.nan), of_probe, every)
+        paired = _probe_record(curves, bootstrap, curves.decoded)
+    every = np.ones(len(curves.decoded), bool)
     return EmergenceRecord(
-        probe=record(curves.probe, of_probe, every),
+        probe=_probe_record(curves, bootstrap, every),
         paired=paired,
         **{
-            rival: record(curves.sources[source], np.zeros_like(of_probe), curves.decoded_steps)
+            rival: _labeler_record(curves, bootstrap, curves.sources[source], every)
             for rival, source in RIVALS.items()
         },
     )
 
 
-def leads_record(emergence: EmergenceRecord, samples: int) -> LeadsRecord:
+def leads_record(curves: Curves, emergence: EmergenceRecord, bootstrap: Bootstrap) -> LeadsRecord:
     """Compute by how many steps the probes' onset and settled steps precede the labeler's.
 
     These are the absolute bars, which have the same height for the probes and for the labeler.
+    Both curves are of the same test samples: those in which both are defined at every step.
 
     Args:
-        emergence: steps of all curves.
-        samples: number of test samples with step images.
+        curves: scores over the steps.
+        emergence: result of `emergence_record`.
+        bootstrap: bootstrap over the test samples.
     """
-    probe = (emergence.paired or emergence.probe).absolute
+    of_probe = np.isfinite(curves.probe).all(0)
+    leads = {}
+    for rival, source in RIVALS.items():
+        scores = curves.sources[source]
+        of_rival = np.isfinite(scores[curves.decoded_steps - 1]).all(0)
+        both = of_probe & of_rival
+        probe, other = emergence.paired or emergence.probe, getattr(emergence, rival)
+        # The records of `emergence` are of the same samples, unless a score is undefined.
+        if (both != (of_probe & curves.decoded)).any():
+            probe = _probe_record(curves, bootstrap, both)
+        if (both != of_rival).any():
+            other = _labeler_record(curves, bootstrap, scores, both)
+        leads[rival] = LeadRecord(
+            onset=lead_over(probe.absolute.onset, other.absolute.onset),
+            settled=lead_over(probe.absolute.settled, other.absolute.settled),
+            samples=int(both.sum()),
+        )
+    return LeadsRecord(**leads, samples=int(curves.decoded.sum()))
 
-    def record(other: BarRecord) -> LeadRecord:
-        return LeadRecord(
-            onset=lead_over(probe.onset, other.onset),
-            settled=lead_over(probe.settled, other.settled),
+
+def _probe_record(curves: Curves, bootstrap: Bootstrap, samples: np.ndarray) -> CurveRecord:
+    """Find the steps of the probes' curve on some of the test samples, (sample,) bool."""
+    every = np.arange(1, len(curves.probe) + 1)
+    of_probe, _ = _deviations(curves)
+    return _curve_record(
+        curves, bootstrap, np.where(samples, curves.probe, np.nan), of_probe, every
+    )
+
+
+def _labeler_record(
+    curves: Curves, bootstrap: Bootstrap, scores: np.ndarray, samples: np.ndarray
+) -> CurveRecord:
+    """Find the steps of the labeler's curve, (step, sample), on some of the test samples."""
+    unchanged = np.zeros_like(_deviations(curves)[0])
+    scores = np.where(samples, scores, np.nan)
+    return _curve_record(curves, bootstrap, scores, unchanged, curves.decoded_steps)
+
+
+def _deviations(curves: Curves) -> tuple[np.ndarray, np.ndarray]:
+    """Return the deviations of re-splits from their mean: one of zero if there are none.
+
+    Returns:
+        of the probes' curve, (re-split, step, sample), and of the position baseline, (re-split,
+        sample).
+    """
+    if curves.resplits is None:
+        return np.zeros((1, *curves.probe.shape)), np.zeros((1, len(curves.position)))
+    return curves.resplits.deviations, curves.resplits.position_deviations
+
+
+def _curve_record(
+    curves: Curves,
+    bootstrap: Bootstrap,
+    scores: np.ndarray,
+    deviations: np.ndarray,
+    known: np.ndarray,
+) -> CurveRecord:
+    """Find the onset and settled steps of one curve.
+
+    Re-splits change the curve of the probes, and with its last score the absolute bars of all
+    curves.  They change the position baseline too, from which every gain is measured.
+
+    Args:
+        curves: scores of the probes and of the position baseline, which set the bars.
+        bootstrap: bootstrap over the test samples.
+        scores: scores of the curve, (step, sample).
+        deviations: deviations of its re-splits, (re-split, step, sample).
+        known: steps (from 1) at which the curve is known, ascending.
+    """
+    position, (of_probe, of_position) = curves.position, _deviations(curves)
+    scores, deviations = scores[known - 1], deviations[:, known - 1]
+    above = bootstrap.interval(scores[-1] - position).low
+    if above is None or above <= 0:
+        # A curve whose score at the last step is not clearly above the position baseline has
+        # not emerged, so its onset and settled steps are undefined.
+        undefined = BarRecord(onset=Crossing(), settled=Crossing())
+        return CurveRecord(
+            relative=undefined,
+            absolute=undefined,
+            undefined_because="too_few_prompts" if above is None else "not_above_position",
         )
 
-    leads = {rival: record(getattr(emergence, rival).absolute) for rival in RIVALS}
-    return LeadsRecord(**leads, samples=samples)
+    bar = partial(_bar_record, known=known, steps=len(curves.probe), bootstrap=bootstrap)
+    last = of_probe[:, -1]
+    found = CurveRecord(
+        relative=bar(
+            relative_margins, (scores, position), zip(deviations, of_position, strict=True)
+        ),
+        absolute=bar(
+            absolute_margins,
+            (scores, curves.probe[-1], position),
+            zip(deviations, last, of_position, strict=True),
+        ),
+    )
+    if not found.relative.onset.distribution:
+        # Enough prompts have a score at the last step, but too few have one at every step.
+        found.undefined_because = "too_few_prompts"
+    return found
+
+
+def _bar_record(
+    margins: Callable[..., np.ndarray],
+    shown: tuple[np.ndarray, ...],
+    moved: Iterable[tuple[np.ndarray, ...]],
+    known: np.ndarray,
+    steps: int,
+    bootstrap: Bootstrap,
+) -> BarRecord:
+    """Find the steps at which one curve reaches the shares of one kind of gain.
+
+    Args:
+        margins: `relative_margins` or `absolute_margins`.
+        shown: its arguments before the share, of the curve that is shown.
+        moved: deviations of these from their mean, for each re-split.
+        known: steps (from 1) at which the curve is known, ascending.
+        steps: number of all steps.
+        bootstrap: bootstrap over the test samples.
+    """
+    deviations = list(moved)
+    found = {}
+    for name, share in SHARES.items():
+        # Margins (score minus bar) are linear in the scores.  Those of the deviations of re-split
+        # scores from their mean are the deviations of the re-split margins from their mean.
+        of_splits = np.stack([margins(*one, share) for one in deviations])
+        crossed = crossing(margins(*shown, share), bootstrap, of_splits)
+        found[name] = crossed.at_steps(known, steps)
+    return BarRecord(**found)
 
 
 def step_records(curves: Curves, metric: str, bootstrap: Bootstrap) -> list[StepRecord]:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ldmprobe_core.analysis.controls.wording import not_exceeded
 from ldmprobe_core.analysis.records import PropertyRecord, Summary, load_summary
 from ldmprobe_core.analysis.report.text import (
-    control_title,
     metric_title,
     number,
     short_layer,
@@ -177,7 +177,7 @@ def _latex_row(name: str, result: PropertyRecord) -> list[str]:
         number(best.score),
         number(best.partial),
         number(result.controls.position.difference),
-        ", ".join(control_title(control) for control in result.not_beyond) or "–",
+        not_exceeded(result),
         step(result.emergence.probe.relative.onset),
         str(best.step),
         short_layer(best.layer),

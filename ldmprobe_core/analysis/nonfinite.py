@@ -1,10 +1,10 @@
-"""Counts of activation values that are infinite or NaN."""
+"""Counts of activation values that are infinite or NaN, and of undefined scores."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from ldmprobe_core.analysis.records import NonfiniteRecord
+from ldmprobe_core.analysis.records import NonfiniteRecord, UndefinedRecord
 from ldmprobe_core.pipeline.groups import ACTIVATION_GROUPS
 from ldmprobe_core.pipeline.statistics import nonfinite_in
 from ldmprobe_core.storage.run import Run
@@ -51,3 +51,25 @@ def count_nonfinite(run: Run) -> tuple[dict[str, int], list[NonfiniteRecord]]:
                 for step in np.flatnonzero(by_step)
             ]
     return counts, sorted(cells, key=lambda cell: -cell.share)
+
+
+def undefined_record(
+    scores: np.ndarray, of_all: int, masks: np.ndarray | None, choice: np.ndarray
+) -> UndefinedRecord:
+    """Count the undefined scores and the empty masks of a property.
+
+    Args:
+        scores: test scores of its best cell in the main metric, (test sample,).
+        of_all: number of undefined scores over all cells and held-out samples.
+        masks: labels of the test samples, (test sample, y, x); None if they are no masks.
+        choice: validation score of each cell, of any shape; not finite if undefined.
+    """
+    record = UndefinedRecord(
+        best=int(np.isnan(scores).sum()), any=of_all, unchosen=not np.isfinite(choice).any()
+    )
+    if masks is not None:
+        empty = ~(masks == 1).any((1, 2))
+        # For an empty label mask, a Dice score of 1 means that the predicted mask is empty too.
+        record.both_empty = int((empty & (scores == 1)).sum())
+        record.truth_empty = int(empty.sum())
+    return record

@@ -9,15 +9,17 @@ all cells for permuted numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
+from ldmprobe_core.analysis.controls.coverage import partial_inputs
 from ldmprobe_core.analysis.controls.records import NumberRecord, NumberScore
 from ldmprobe_core.pipeline.probe import read_cell
 from ldmprobe_core.probing.fitters.ridge import RidgePath, fit_ridge
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap, Interval
+from ldmprobe_core.probing.inference.permutation import permute_groups, share_as_large
 from ldmprobe_core.probing.linear import predictions
 from ldmprobe_core.probing.statistics import SufficientStatistics
 from ldmprobe_core.storage.run import Run
@@ -62,12 +64,13 @@ def number_records(run: Run, bootstrap: Bootstrap) -> dict[str, NumberRecord]:
     names = run.study.labels.numbers
     if not names:
         return {}
-    split = np.array([sample.split for sample in run.samples[: run.n_stored]])
+    samples = run.samples[: run.n_stored]
+    split, prompts = (np.array([getattr(s, key) for s in samples]) for key in ("split", "group"))
     values = np.stack([run.read("labels", name).astype(np.float64) for name in names], -1)
     rng = np.random.default_rng(run.study.prompts.seed)
     controls, n = run.study.controls, len(values)
     draws = controls.permutations if controls.enabled("shuffled_labels") else 0
-    orders = np.stack([np.arange(n), *(rng.permutation(n) for _ in range(draws))])
+    orders = np.stack([np.arange(n), *(permute_groups(prompts, rng) for _ in range(draws))])
     data = _Numbers(run, split, values[orders])
     cells = {name: list(data.predictions(name)) for name in run.probe_inputs}
     return {
@@ -180,12 +183,15 @@ class _NumberResult:
             best=NumberScore(layer=layer, step=step, spearman=self._interval(best)),
             steps=[self._interval(of_step[0, self.test]) for of_step in self.cells[layer]],
             shuffled=shuffled,
-            p=_permutation_p(self._correlation(best), shuffled),
+            p=share_as_large(
+                _spearman(best, self.truth[0, self.test]), np.array(shuffled, np.float64)
+            ),
             inputs={
                 name: NumberScore(layer=name, step=at, spearman=self._interval(others[name]))
                 for name, at in inputs
             },
             above_inputs={name: self._difference(best, other) for name, other in others.items()},
+            partial_inputs=partial_inputs(run, np.flatnonzero(self.data.split != "train")),
             prompt=None if prompt is None else self._interval(prompt),
             above_prompt=None if prompt is None else self._difference(best, prompt),
         )
@@ -227,9 +233,6 @@ class _NumberResult:
         predicted = self.data.from_features(np.arange(len(embedding)), embedding)
         return np.asarray(predicted[0, self.test, self.number])
 
-    def _correlation(self, predicted: np.ndarray) -> float | None:
-        return _or_none(_spearman(predicted, self.truth[0, self.test]))
-
     def _interval(self, predicted: np.ndarray) -> Interval:
         return self._of(lambda counts: self._of_draws(counts, predicted), predicted)
 
@@ -259,16 +262,3 @@ def _spearman(a: np.ndarray, b: np.ndarray) -> float:
 def _or_none(correlation: float) -> float | None:
     """Convert an undefined correlation, minus infinity, to None, which JSON can hold."""
     return correlation if np.isfinite(correlation) else None
-
-
-def _permutation_p(observed: float | None, shuffled: Sequence[float | None]) -> float | None:
-    """Compute the p value of a correlation from those of permutations, leaving undefined ones out.
-
-    Returns:
-        the share of the permutations that do as well, counting the observed value as one; None if
-        the observed correlation, or every permuted one, is undefined.
-    """
-    defined = [one for one in shuffled if one is not None]
-    if observed is None or not defined:
-        return None
-    return (1 + sum(one >= observed for one in defined)) / (1 + len(defined))

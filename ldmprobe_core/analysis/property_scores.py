@@ -8,17 +8,22 @@ from functools import cached_property
 import numpy as np
 
 from ldmprobe_core.analysis.controls.ceilings import all_foreground_score
-from ldmprobe_core.analysis.controls.coverage import Coverage, partial_coverage
+from ldmprobe_core.analysis.controls.coverage import (
+    Coverage,
+    count_undefined,
+    input_control_steps,
+    partial_coverage,
+)
 from ldmprobe_core.analysis.controls.records import ControlRecord, ControlsRecord, OwnBestRecord
 from ldmprobe_core.analysis.controls.training_size import CorrectedDifference
 from ldmprobe_core.analysis.curves import Curves, emergence_record, leads_record, step_records
 from ldmprobe_core.analysis.generalization.resplits import ResplitCurves
+from ldmprobe_core.analysis.nonfinite import undefined_record
 from ldmprobe_core.analysis.records import (
     CellRecord,
     ClustersRecord,
     LayerRecord,
     PropertyRecord,
-    UndefinedRecord,
 )
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap, Interval
 from ldmprobe_core.probing.inference.permutation import permutation_p
@@ -54,6 +59,7 @@ class PropertyScores:
         validation_groups: prompt of each validation sample, (validation sample,).
         bootstrap: bootstrap over the test samples.
         covered: samples of the controls that were computed on a part of them, by name.
+        input_steps: indices of the steps (from 0) at which the input controls have values, by name.
     """
 
     prop: Property
@@ -68,6 +74,7 @@ class PropertyScores:
     validation_groups: np.ndarray
     bootstrap: Bootstrap
     covered: dict[str, Coverage] = field(default_factory=dict)
+    input_steps: dict[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
     def read(
@@ -110,12 +117,8 @@ class PropertyScores:
             validation_groups=np.array([samples[i].group for i in heldout[~is_test]]),
             bootstrap=bootstrap,
             covered=partial_coverage(run, heldout),
+            input_steps=input_control_steps(run),
         )
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """Names of the metrics, the main metric first."""
-        return self.prop.metrics
 
     @cached_property
     def linear(self) -> list[int]:
@@ -126,13 +129,11 @@ class PropertyScores:
     def all_undefined(self) -> int:
         """Number of undefined main-metric scores of linear probes, over all layers and steps."""
         supporting = [i for i in self.linear if probe_kind(self.kinds[i]).supports(self.prop)]
-        of_inputs = 0
-        for name, one in self.inputs.items():
-            scores = one[supporting, 0]
-            if name in self.covered:
-                scores = scores[..., self.covered[name].heldout]
-            of_inputs += int(np.isnan(scores).sum())
-        return int(np.isnan(self.scores[0, supporting, 0]).sum()) + of_inputs
+        of_layers = np.isnan(self.scores[0, supporting, 0]).sum()
+        return int(of_layers) + sum(
+            count_undefined(one[supporting, 0], self.input_steps.get(name), self.covered.get(name))
+            for name, one in self.inputs.items()
+        )
 
     def best(self, condition: int = 0) -> _Cell:
         """Find the best kind, step and layer on validation samples, for the probe or a control."""
@@ -186,7 +187,7 @@ class PropertyScores:
         kind, layer = max(self._tied_curves, key=lambda c: choices.get(self.layers[c[1]], 0))
         name, tied = self.layers[layer], self.tied_layers
         over_steps = self.scores[:, kind, 0, :, layer][..., self.is_test]
-        best_kind, other = self.best()[0], self.metrics.index(self.prop.compared[-1])
+        best_kind, other = self.best()[0], self.prop.metrics.index(self.prop.compared[-1])
         return Curves(
             probe=over_steps[0],
             conditions={
@@ -234,12 +235,10 @@ class PropertyScores:
         """
         best = self.best()
         scores = self.of(best)[0]
-        undefined = UndefinedRecord(best=int(np.isnan(scores).sum()), any=self.all_undefined)
-        if self.prop.is_mask:
-            empty = ~(truth == 1).any((1, 2))
-            # For an empty label mask, a Dice score of 1 means that the predicted mask is empty too.
-            undefined.both_empty = int((empty & (scores == 1)).sum())
-            undefined.truth_empty = int(empty.sum())
+        choice = self._validation(self.scores[0, self.linear, 0])
+        undefined = undefined_record(
+            scores, self.all_undefined, truth if self.prop.is_mask else None, choice
+        )
         emergence = emergence_record(curves, self.bootstrap)
         records = self._controls(best, position, without_cells, corrected or {})
         return PropertyRecord(
@@ -248,7 +247,7 @@ class PropertyScores:
             layer=curves.layer,
             steps=step_records(curves, self.prop.compared[-1], self.bootstrap),
             emergence=emergence,
-            leads=leads_record(emergence, int(curves.decoded.sum())),
+            leads=leads_record(curves, emergence, self.bootstrap),
             clusters=ClustersRecord(
                 prompts=self.bootstrap.groups,
                 categories=self.bootstrap.categories,
@@ -380,7 +379,7 @@ class PropertyScores:
 
     def _partial(self, values: np.ndarray) -> Interval | None:
         name = self.prop.partial_metric
-        return self.bootstrap.interval(values[self.metrics.index(name)]) if name else None
+        return self.bootstrap.interval(values[self.prop.metrics.index(name)]) if name else None
 
     def _cell(self, cell: _Cell) -> CellRecord:
         kind, step, layer = cell
@@ -389,11 +388,11 @@ class PropertyScores:
             step=step + 1,
             layer=self.layers[layer],
             kind=self.kinds[kind],
-            metric=self.metrics[0],
+            metric=self.prop.metrics[0],
             score=self.bootstrap.interval(values[0]),
             partial=self._partial(values),
             other={
                 name: self.bootstrap.interval(score)
-                for name, score in zip(self.metrics[1:], values[1:], strict=True)
+                for name, score in zip(self.prop.metrics[1:], values[1:], strict=True)
             },
         )

@@ -67,7 +67,7 @@ class LayerRecord(Record):
         tied: layers within one standard error of the best one, best first; `name` is among them.
         resplits: number of re-splits of the training and validation prompts that choose each layer
             among `tied`, by name; empty if there are none, because training activations are not
-            stored.
+            stored, or are of a single prompt.
     """
 
     name: str
@@ -94,10 +94,17 @@ class CurveRecord(Record):
         relative: steps at which the curve reaches shares of its own final gain over position.
         absolute: steps at which it reaches shares of the probes' final gain, which is the same
             height for every curve.
+        undefined_because: reason why all of these steps are undefined: ``not_above_position`` if
+            the curve is not clearly above the baseline at the last step, ``too_few_prompts`` if
+            fewer than five have a score at every step.  None if the steps are defined, and in
+            summaries of earlier releases.
     """
 
     relative: BarRecord
     absolute: BarRecord
+    undefined_because: Literal["not_above_position", "too_few_prompts"] | None = Field(
+        default=None, exclude_if=lambda value: value is None
+    )
 
 
 class EmergenceRecord(Record):
@@ -125,20 +132,25 @@ class LeadRecord(Record):
     """Lead of the probes over the image labeler: steps by which they reach the same score earlier.
 
     The labeler is scored on one kind of step images, with or without recalibration.
+
+    Attributes:
+        samples: number of test samples in which the scores of both are defined at every step, to
+            which both steps of a lead refer; None in summaries of earlier releases.
     """
 
     onset: Lead
     settled: Lead
+    samples: int | None = None
 
 
 class LeadsRecord(Record):
     """Leads of the probes over the image labeler, for each kind of images that the labeler reads.
 
     The keys are those of `EmergenceRecord`.  Probes and labeler are compared on the same test
-    samples, those with step images.
+    samples (`LeadRecord.samples`).
 
     Attributes:
-        samples: number of these samples.
+        samples: number of test samples with step images.
     """
 
     decoded: LeadRecord
@@ -192,12 +204,15 @@ class UndefinedRecord(Record):
         both_empty: number of test samples whose label and best prediction are both empty masks,
             which scores 1.
         truth_empty: number of test samples whose label is an empty mask.
+        unchosen: whether no validation score of any cell is defined, so that the best cell is not
+            the best but the first one.
     """
 
     best: int
     any: int
     both_empty: int = 0
     truth_empty: int = 0
+    unchosen: bool = False
 
 
 class PropertyRecord(Record):
@@ -209,8 +224,9 @@ class PropertyRecord(Record):
         layer: layer of the curves that `steps`, `emergence` and `leads` refer to.
         steps: scores of that layer at every step.
         clusters: clusters of dependent samples.
-        not_beyond: names of the controls that the best cell does not clearly exceed; nonlinear
-            kinds of probes are not among them.
+        not_beyond: names of the controls that the best cell does not clearly exceed, with those
+            whose difference has no interval (`not_compared`); nonlinear kinds of probes are not
+            among them.
         ceilings: best score that predictions constant on the blocks of a token grid can reach, on
             average over test samples, by grid as ``16x16`` (rows x columns).
         constant: score of predicting foreground everywhere; None for properties other than masks,
@@ -236,6 +252,16 @@ class PropertyRecord(Record):
     missing: float = 0.0
     analyses: AnalysesRecord | None = None
     exact: ExactRecord | None = None
+
+    @property
+    def not_clear(self) -> list[str]:
+        """Names of the controls that the best cell was compared with, and does not exceed."""
+        return [n for n in self.not_beyond if self.controls.by_name()[n].compared]
+
+    @property
+    def not_compared(self) -> list[str]:
+        """Names of the controls of which too few prompts have a score for a comparison."""
+        return [n for n in self.not_beyond if not self.controls.by_name()[n].compared]
 
 
 class NonfiniteRecord(Record):

@@ -180,7 +180,7 @@ def _curves(
     cells = {n: mean_of_defined(rows[..., scores.is_test]) for n, rows in others.items()}
     if partial is None:
         return replace(curves, other_cells=cells)
-    of_partial = scores.scores[0, kind, scores.metrics.index(partial)][..., scores.is_test]
+    of_partial = scores.scores[0, kind, scores.prop.metrics.index(partial)][..., scores.is_test]
     return replace(curves, other_cells=cells, partial_cells=mean_of_defined(of_partial))
 
 

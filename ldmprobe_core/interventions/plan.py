@@ -71,9 +71,10 @@ def plan_intervention(run: Run, spec: Intervention) -> InterventionPlan:
     """Check that a run has the probes, samples and layers of an intervention; fill in defaults.
 
     Raises:
-        UserError: the run lacks the probes, samples or layers that the intervention needs.
+        UserError: the run lacks the probes, samples or layers that the intervention needs, or the
+            property cannot be edited.
     """
-    study = run.study
+    study = run.study  # Registers the study's own properties and kinds of probes.
     if study.source == "images":
         raise UserError(
             f"prompts: {run.url} has source images and no prompts, so there is no generation to "
@@ -85,10 +86,12 @@ def plan_intervention(run: Run, spec: Intervention) -> InterventionPlan:
             f"single tokens ({study.capture.pool.by} x {study.capture.pool.by}). Fix: use a run "
             "whose study has no capture.pool."
         )
-    if spec.prop not in study.labels.maps:
+    editable = [name for name in study.labels.maps if property_of(name).intervention is not None]
+    if spec.prop not in editable:
+        known = f"set it to one of {', '.join(editable)}" if editable else "use another run"
         raise UserError(
-            f"prop: {run.url} has no probes of this property ({spec.prop!r}). Fix: set it to one "
-            f"of {', '.join(study.labels.maps)}."
+            f"prop: {run.url} has no property of this name that can be edited ({spec.prop!r}). "
+            f"Fix: {known}."
         )
     permuted = "permuted" in spec.conditions and study.capture.keep == "statistics"
     if permuted and not study.controls.shuffled_labels:
@@ -170,7 +173,7 @@ def _layers(run: Run, spec: Intervention) -> list[str]:
                 f"which the denoiser does not use ({glob}). Fix: edit {POINT}query of the same "
                 "layer, if the run has it."
             )
-    globs = spec.layers or ("*",)
+    globs = ("*",) if spec.layers is None else spec.layers
     layers = [
         name
         for name in run.layers
@@ -290,8 +293,8 @@ def _kind(run: Run, spec: Intervention) -> str:
     kind = spec.kind or _default_kind(spec, usable)
     if kind not in usable:
         raise UserError(
-            f"kind: the run has no probes of {spec.prop} of this kind ({kind!r}). Fix: set it to "
-            f"one of {', '.join(usable)}."
+            f"kind: the run has no linear probes of {spec.prop} of this kind ({kind!r}). Fix: set "
+            f"it to one of {', '.join(usable)}."
         )
     logits = prop.is_mask and probe_kind(kind).mask_output == "logit"
     if spec.confidence != DEFAULT_CONFIDENCE and not logits:

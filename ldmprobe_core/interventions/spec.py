@@ -60,8 +60,12 @@ Dose = Annotated[float, Field(gt=0, le=1000, strict=True)]
 class Intervention(BaseModel):
     """Settings of an intervention: what is edited, where, how strongly, and the null edits.
 
+    Settings can be read in a process that has not read the run's study yet, which registers the
+    study's own properties and kinds of probes.  `plan_intervention` therefore checks `prop` and
+    `kind`, and nothing here looks them up but the properties that depend on them.
+
     Attributes:
-        prop: name of the edited property, one of `editable_properties`.
+        prop: name of the edited property, which must define edits (`Property.intervention`).
         targets: target transformations; each sample is edited towards each target.  Erasures and
             donors have no targets, and refuse any but the default.
         samples: number of samples to edit; the first ones of the split `part` are taken.
@@ -123,26 +127,6 @@ class Intervention(BaseModel):
     controls: tuple[str, ...] | None = None
     part: Literal["test", "validation"] = "test"
     seed: Annotated[Seed, Field(strict=True)] = 0
-
-    @field_validator("prop")
-    @classmethod
-    def _editable(cls, value: str) -> str:
-        """Check that the property can be edited."""
-        names = editable_properties()
-        if value not in names:
-            raise ValueError(f"{value!r} cannot be edited. Fix: choose one of {', '.join(names)}.")
-        return value
-
-    @field_validator("kind")
-    @classmethod
-    def _linear(cls, value: str | None) -> str | None:
-        """Check that the kind of probe is linear."""
-        linear = [name for name, kind in PROBE_KINDS.items() if kind.linear]
-        if value is not None and value not in linear:
-            raise ValueError(
-                f"{value!r} is not a linear kind of probe. Fix: choose one of {', '.join(linear)}."
-            )
-        return value
 
     @field_validator("chosen")
     @classmethod
@@ -279,7 +263,7 @@ class Intervention(BaseModel):
         if defaults is None:
             raise UserError(
                 f"prop: interventions on this property are not defined ({self.prop!r}). Fix: "
-                f"choose one of {', '.join(editable_properties())}."
+                "choose another property."
             )
         return defaults
 
@@ -288,11 +272,6 @@ class Intervention(BaseModel):
         """Name of the intervention in a run: property, method and hash of all settings."""
         digest = hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:8]
         return f"{self.prop}-{self.method}-{digest}"
-
-
-def editable_properties() -> tuple[str, ...]:
-    """Names of the registered properties that can be edited."""
-    return tuple(name for name, prop in PROPERTIES.items() if prop.intervention is not None)
 
 
 def predicts_for_descent(kind: ProbeKind, prop: Property) -> bool:

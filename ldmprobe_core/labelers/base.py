@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
+from ldmprobe_core.errors import UserError
 from ldmprobe_core.study.probe_sections import LabelerSpec
 from ldmprobe_core.study.readers.hub_cache import PublishedSource
+from ldmprobe_core.study.readers.image_folder import file_digest
 
 if TYPE_CHECKING:
     import torch
@@ -78,6 +80,32 @@ def unknown_memory(size: tuple[int, int]) -> CallMemory:
 
 
 @dataclass(frozen=True)
+class SourceFile:
+    """Python file that defines a labeler, and its SHA-256 when the labeler became known."""
+
+    path: Path
+    digest: bytes
+
+    @classmethod
+    def of(cls, path: Path) -> SourceFile:
+        """Return a file with the digest of what it holds now."""
+        return cls(path, file_digest(path))
+
+    def require_unchanged(self) -> Path:
+        """Return the file's path; raise `UserError` if the file holds other code by now.
+
+        A process keeps the code that it imported first, so other code would label than the file
+        shows, whose hash the run records.
+        """
+        if not self.path.is_file() or file_digest(self.path) != self.digest:
+            raise UserError(
+                f"its file {self.path} was changed after this process imported it. Fix: start a "
+                "new process, such as the notebook's kernel, and restart the workers"
+            )
+        return self.path
+
+
+@dataclass(frozen=True)
 class LabelerEntry:
     """Registry entry of a labeler: a function that loads it, and one that finds its weight files.
 
@@ -91,6 +119,8 @@ class LabelerEntry:
         call_memory: function from the height and width of images in pixels to the memory of a call.
         code: bytes that change with the labeler's code, if no file holds it; they are part of the
             fingerprint, so that a run is not resumed with another function of the same name.
+        file: file that defines the labeler, which is part of the fingerprint too; None if there is
+            none, and for the labelers of this package.
     """
 
     load: Callable[[LabelerSpec, torch.device], Labeler]
@@ -98,3 +128,4 @@ class LabelerEntry:
     published: Callable[[LabelerSpec], list[PublishedSource]] | None = nothing_published
     call_memory: Callable[[tuple[int, int]], CallMemory] = unknown_memory
     code: bytes = b""
+    file: SourceFile | None = None

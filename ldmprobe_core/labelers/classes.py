@@ -9,15 +9,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.base import CallMemory
 from ldmprobe_core.labelers.image_batches import in_batches, to_tensor
 from ldmprobe_core.labelers.weights import (
     files_of,
     find_file,
     find_folder,
+    load_network,
     load_state,
     published_file,
+    read_pretrained,
+    require_tensors,
 )
 from ldmprobe_core.study.probe_sections import LabelerSpec
 from ldmprobe_core.study.readers.hub_cache import PublishedSource
@@ -119,28 +121,26 @@ def load_vgg16(spec: LabelerSpec, device: torch.device) -> VggLabeler:
 
 
 def locate_transformers_classes(spec: LabelerSpec) -> list[Path]:
-    """List the weight and config files of the image classifier that the study names."""
-    return files_of(find_folder(spec))
+    """List the weight and config files of the image classifier that the study names.
+
+    Raises:
+        UserError: the weights are missing or incomplete.
+    """
+    from transformers import AutoModelForImageClassification
+
+    folder = find_folder(spec)
+    require_tensors(AutoModelForImageClassification, folder)
+    return files_of(folder)
 
 
 def load_transformers_classes(spec: LabelerSpec, device: torch.device) -> TransformersClassLabeler:
     """Load an image classifier of transformers from a folder or the Hugging Face cache.
 
     Raises:
-        UserError: the weights are missing or do not load.
+        UserError: the weights are missing or incomplete, or do not load.
     """
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
     folder = find_folder(spec)
-    try:
-        model = AutoModelForImageClassification.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True
-        )
-        processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"labels.class.weights: {str(folder)!r} does not load ({reason}). Fix: fetch the "
-            "weights again"
-        ) from error
-    return TransformersClassLabeler(model.to(device).eval().requires_grad_(False), processor)
+    model = load_network(AutoModelForImageClassification, folder, device)
+    return TransformersClassLabeler(model, read_pretrained(AutoImageProcessor, folder))

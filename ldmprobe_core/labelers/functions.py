@@ -7,7 +7,7 @@ import inspect
 import sys
 import threading
 from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.labelers.base import LabelerEntry, no_weights
+from ldmprobe_core.labelers.base import LabelerEntry, SourceFile, no_weights
 from ldmprobe_core.study.extensions.components import Component
 from ldmprobe_core.study.probe_sections import LabelerSpec
 from ldmprobe_core.study.properties import Property
@@ -173,11 +173,21 @@ def function_entry(
     The hash that each run records is that of the file in which the function is defined, or of its
     code if there is no file, as in a notebook.
     """
-    return LabelerEntry(
-        lambda spec, device: FunctionLabeler(function, prop),
-        partial(_source_files, function),
-        code=b"" if _file_of(function) else _code_of(function),
-    )
+    entry = LabelerEntry(lambda spec, device: FunctionLabeler(function, prop), _refuse_weights)
+    return with_definition(entry, function)
+
+
+def with_definition(entry: LabelerEntry, labeler: Any) -> LabelerEntry:
+    """Add to a labeler's entry the file that defines it now, or its code if no file does.
+
+    Args:
+        entry: entry of a labeler that is not part of this package.
+        labeler: function or class that the entry stands for.
+    """
+    file = _file_of(labeler)
+    if file is None:
+        return replace(entry, code=_code_of(labeler))
+    return replace(entry, file=SourceFile.of(file))
 
 
 def import_labeler(prop: str, name: str) -> Any:
@@ -233,12 +243,8 @@ def _accepts(function: Callable[..., Any], arguments: int) -> bool:
     return True
 
 
-def _source_files(function: Any, spec: LabelerSpec) -> list[Path]:
-    """Return the file that defines a function; an empty list if it was defined interactively.
-
-    Raises:
-        UserError: the study gives weights, which a function does not take.
-    """
+def _refuse_weights(spec: LabelerSpec) -> list[Path]:
+    """Return no weight files; raise `UserError` if the study gives a function weights."""
     for key in ("weights", "revision"):
         if getattr(spec, key) is not None:
             raise UserError(
@@ -246,8 +252,7 @@ def _source_files(function: Any, spec: LabelerSpec) -> list[Path]:
                 f"({getattr(spec, key)!r:.60}). Fix: leave {key} out, or name a class that takes "
                 "the labeler's settings and a device"
             )
-    file = _file_of(function)
-    return [file] if file else no_weights(spec)
+    return no_weights(spec)
 
 
 def _file_of(function: Any) -> Path | None:
@@ -258,14 +263,18 @@ def _file_of(function: Any) -> Path | None:
 
 
 def _code_of(function: Any) -> bytes:
-    """Return bytes that change with a function's instructions, constants and names.
+    """Return bytes that change with the instructions, constants and names of a function or class.
 
     Values that it takes from elsewhere, such as weights in a variable of the notebook, are not
-    among them.
+    among them, nor are the attributes of a class other than its methods.
     """
+    if inspect.isclass(function):
+        methods = sorted((name, _code_of(value)) for name, value in vars(function).items())
+        return repr([method for method in methods if method[1]]).encode()
+    function = getattr(function, "__func__", function)  # of a static or class method
     code = getattr(function, "__code__", None)
     if code is None:
-        code = getattr(type(function).__call__, "__code__", None)
+        code = getattr(inspect.getattr_static(type(function), "__call__", None), "__code__", None)
     return b"" if code is None else _code_bytes(code)
 
 

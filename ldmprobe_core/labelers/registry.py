@@ -26,6 +26,7 @@ from ldmprobe_core.labelers.functions import (
     function_entry,
     import_labeler,
     takes_images,
+    with_definition,
 )
 from ldmprobe_core.labelers.weights import published_repository
 from ldmprobe_core.study.extensions.components import Component, component_records
@@ -50,7 +51,7 @@ EXACT_MAPS = "maps"
 """Labeler name that makes a study read labels from map files beside the source images."""
 
 _LABELERS: dict[tuple[str, str], LabelerEntry] = {}
-_joint_labelers: dict[tuple[str, LabelerSpec, torch.device], JointLabeler] = {}
+_joint_labelers: dict[tuple[str, LabelerSpec, torch.device, str], JointLabeler] = {}
 _MAX_JOINT_LABELERS = 4
 
 Loader = TypeVar("Loader", bound=Callable[..., Any])
@@ -97,7 +98,7 @@ def register_labeler(
 
     if entry is not None:
         for one in props:
-            _set_entry(one, name, entry)
+            _set_entry(one, name, as_entry(entry))
     return register
 
 
@@ -163,17 +164,19 @@ def _component(prop: str) -> Component | None:
 def as_entry(loader: Any, prop: Property | None = None) -> LabelerEntry:
     """Build a labeler's registry entry from a class, a loading function or a function of images.
 
-    An entry is returned unchanged.
+    The entry of a labeler that is not part of this package has the file or code that defines it.
 
     Args:
         loader: labeler.
         prop: property, or component of one, for which the labeler is registered.
     """
     if isinstance(loader, LabelerEntry):
-        return loader
+        is_ours = (getattr(loader.load, "__module__", None) or "").startswith("ldmprobe_core.")
+        return loader if is_ours else with_definition(loader, loader.load)
     if takes_images(loader):
         return function_entry(loader, prop)
-    return LabelerEntry(loader, getattr(loader, "locate_weights", no_weights))
+    entry = LabelerEntry(loader, getattr(loader, "locate_weights", no_weights))
+    return with_definition(entry, loader)
 
 
 register_labeler(
@@ -316,11 +319,12 @@ def load_labeler(prop: str, spec: LabelerSpec, device: torch.device) -> Labeler:
 
 def _joint_labeler(name: str, spec: LabelerSpec, device: torch.device) -> JointLabeler:
     """Load the labeler of a vector or class map, which all its components share."""
-    key = name, spec, device
+    first = components_of(name)[0]
+    key = name, spec, device, check_labeler(first, spec)
     if key not in _joint_labelers:
         if len(_joint_labelers) >= _MAX_JOINT_LABELERS:
             _joint_labelers.clear()
-        entry = find_labeler(components_of(name)[0], spec.name)
+        entry = find_labeler(first, spec.name)
         _joint_labelers[key] = JointLabeler(entry.load(spec, device))
     return _joint_labelers[key]
 
@@ -334,15 +338,17 @@ def check_labeler(prop: str, spec: LabelerSpec) -> str:
     """Check that a labeler's package and weights are on this machine, without loading them.
 
     Returns:
-        fingerprint of the labeler: 16 hexadecimal digits, a hash of its name and weight files, or
-            of its code if it was defined interactively.
+        fingerprint of the labeler: 16 hexadecimal digits, a hash of its name and weight files, and
+            of the file that defines it, or of its code if it was defined interactively.
 
     Raises:
-        UserError: its package or weights are missing.
+        UserError: its package or weights are missing, or its file was changed after its import.
     """
     entry = find_labeler(prop, spec.name)
     try:
         files = entry.locate_weights(spec)
+        if entry.file is not None:
+            files = [*files, entry.file.require_unchanged()]
     except UserError as problem_and_remedy:
         raise UserError(
             f"labels.{prop} is {spec.name!r}: {problem_and_remedy}"

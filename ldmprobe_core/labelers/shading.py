@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from ldmprobe_core.labelers.weights import (
     files_of,
     find_folder,
     published_repository,
+    read_pretrained,
     refuse_revision,
     require_package,
+    require_tensors,
 )
 from ldmprobe_core.study.probe_sections import LabelerSpec
 from ldmprobe_core.study.readers.hub_cache import PublishedSource
@@ -26,6 +29,7 @@ _SCALES = (15 / 512, 80 / 512, 250 / 512)
 They are 15, 80 and 250 pixels (Jobson, Rahman & Woodell 1997) for an image of 512 pixels.
 """
 _MARIGOLD = "prs-eth/marigold-iid-lighting-v1-1"
+_MARIGOLD_NETWORKS = ("unet", "vae", "text_encoder")
 
 
 class RetinexLabeler:
@@ -125,8 +129,36 @@ def load_retinex(spec: LabelerSpec, device: torch.device) -> RetinexLabeler:
 
 
 def locate_marigold(spec: LabelerSpec) -> list[Path]:
-    """List the files of a Marigold pipeline in a folder or in the Hugging Face cache."""
-    return files_of(find_folder(spec, _MARIGOLD))
+    """List the files of a Marigold pipeline in a folder or in the Hugging Face cache.
+
+    Raises:
+        UserError: the weights are missing or incomplete.
+    """
+    folder = find_folder(spec, _MARIGOLD)
+    _require_networks(folder)
+    return files_of(folder)
+
+
+def _require_networks(folder: Path) -> None:
+    """Check that a pipeline folder has every tensor of the networks in its ``model_index.json``."""
+    import diffusers
+    import transformers
+
+    libraries = {"diffusers": diffusers, "transformers": transformers}
+    try:
+        index = json.loads((folder / "model_index.json").read_text("utf-8"))
+        kinds = {}
+        for name in _MARIGOLD_NETWORKS:
+            library, class_name = index[name]
+            kinds[name] = getattr(libraries[library], class_name)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"the labeler's weights: model_index.json in {str(folder)!r} does not name the "
+            f"networks {', '.join(_MARIGOLD_NETWORKS)} ({type(error).__name__}). Fix: give the "
+            "folder of a Marigold pipeline"
+        ) from error
+    for name, kind in kinds.items():
+        require_tensors(kind, folder / name)
 
 
 def published_marigold(spec: LabelerSpec) -> list[PublishedSource]:
@@ -138,21 +170,13 @@ def load_marigold(spec: LabelerSpec, device: torch.device) -> MarigoldLabeler:
     """Load a Marigold pipeline that predicts shading, from a folder or the Hugging Face cache.
 
     Raises:
-        UserError: the weights are missing, do not load, or do not predict shading.
+        UserError: the weights are missing, incomplete, do not load, or do not predict shading.
     """
     from diffusers import MarigoldIntrinsicsPipeline
 
     folder = find_folder(spec, _MARIGOLD)
-    try:
-        pipeline: Any = MarigoldIntrinsicsPipeline.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True
-        )
-    except (OSError, ValueError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"labels.shading.weights: {str(folder)!r} does not load ({reason}). Fix: fetch the "
-            "weights again"
-        ) from error
+    _require_networks(folder)
+    pipeline = read_pretrained(MarigoldIntrinsicsPipeline, folder, use_safetensors=True)
     names = (pipeline.target_properties or {}).get("target_names", [])
     if "shading" not in names:
         raise UserError(

@@ -25,6 +25,7 @@ from ldmprobe_core.labelers.tabletop_networks import MAP_CHANNELS, ClassNetwork,
 from ldmprobe_core.labelers.weights import refuse_revision
 from ldmprobe_core.study.probe_sections import LabelerSpec
 from ldmprobe_core.study.prompt_sets import CATEGORIES
+from ldmprobe_core.study.readers.image_folder import file_digest
 from ldmprobe_core.study.readers.value_types import user_path
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -168,9 +169,14 @@ def _weights(network: Network, name: str, device: torch.device, folder: Path) ->
     return network.to(device).eval().requires_grad_(False)
 
 
-@lru_cache(maxsize=1)
 def _maps(device: torch.device, folder: Path) -> _MapNetworkCache:
-    """Load the map network once for all map labelers with the same device and weights folder."""
+    """Load the map network once for all map labelers with the same device and weights."""
+    return _shared_maps(device, folder, file_digest(_path("maps", folder)))
+
+
+@lru_cache(maxsize=1)
+def _shared_maps(device: torch.device, folder: Path, digest: bytes) -> _MapNetworkCache:
+    """Load the map network, again if the digest of its file has changed."""
     return _MapNetworkCache(_map_network(device, folder), device)
 
 

@@ -8,8 +8,12 @@ Weights that are published as a pickled state dict must be converted once::
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -27,6 +31,16 @@ from ldmprobe_core.study.readers.hub_cache import (
 from ldmprobe_core.study.readers.value_types import require_readable_files, user_path
 
 CONVERT = "python -m ldmprobe_core.labelers.weights"
+
+_NOT_NEEDED = re.compile(
+    r"(num_batches_tracked|position_ids|relative_position_index)$"
+    r"|neck\.fusion_stage\.layers\.0\.residual_layer1\."
+)
+"""Names of tensors that published weights may lack, since no output depends on what files hold.
+
+The first are counters of training, and indices that a network computes from its config.  The last
+belong to a layer that DPT and Depth Anything have but never call; Intel/dpt-large lacks them.
+"""
 
 
 def require_package(module: str, install: str) -> None:
@@ -211,6 +225,102 @@ def load_state(network: nn.Module, path: Path, device: torch.device) -> nn.Modul
             f"the labeler's weights {str(path)!r} do not fit the network: {missing[0]} and "
             f"{len(missing) - 1} other tensors are missing. Fix: fetch the weights again"
         )
+    return network.to(device).eval().requires_grad_(False)
+
+
+def read_pretrained(kind: Any, folder: Path, **options: Any) -> Any:
+    """Read a network, image processor or pipeline of transformers or diffusers from a folder.
+
+    Args:
+        kind: class with the method ``from_pretrained``.
+        folder: folder that ``save_pretrained`` wrote.
+        options: further arguments of ``from_pretrained``.
+
+    Raises:
+        UserError: the folder cannot be read.
+    """
+    try:
+        return kind.from_pretrained(folder, local_files_only=True, **options)
+    # For damaged or unsuitable files, the libraries raise exceptions of many types, so all are
+    # caught.
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(
+            f"the labeler's weights {str(folder)!r} do not load ({reason:.200}). Fix: fetch them "
+            "again"
+        ) from error
+
+
+def require_tensors(kind: Any, folder: Path) -> None:
+    """Check that a folder has every tensor of its network, in the shape that the network needs.
+
+    `from_pretrained` fills a tensor that it lacks with random numbers and only logs a warning, so
+    that every process would use another labeler.  Here the library reads the files in the same way,
+    but onto the meta device, where tensors have no data.
+
+    Args:
+        kind: class of the network, or class of transformers that finds it from the config.
+        folder: folder that ``save_pretrained`` wrote.
+
+    Raises:
+        UserError: a tensor is missing or has another shape, or the folder cannot be read.
+    """
+    with _quiet_libraries():
+        _, info = read_pretrained(
+            kind,
+            folder,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            device_map="meta",
+        )
+    missing = sorted(name for name in info["missing_keys"] if not _NOT_NEEDED.search(name))
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise UserError(
+            f"the labeler's weights {str(folder)!r} lack the tensor {missing[0]}{more}, which "
+            "would be random. Fix: fetch them again, or name a model that was trained for this use"
+        )
+    for name, stored, needed in sorted(info["mismatched_keys"]):
+        raise UserError(
+            f"the labeler's weights {str(folder)!r} have the tensor {name} in shape "
+            f"{tuple(stored)}, not {tuple(needed)} as in config.json. Fix: fetch config.json and "
+            "weights of the same model"
+        )
+
+
+@contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Silence warnings of transformers and diffusers, and the bars of the former, in a block."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    libraries = (diffusers_logging, transformers_logging)
+    levels = [library.get_verbosity() for library in libraries]
+    bars = transformers_logging.is_progress_bar_enabled()
+    for library in libraries:
+        library.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library, level in zip(libraries, levels, strict=True):
+            library.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def load_network(kind: Any, folder: Path, device: torch.device) -> Any:
+    """Load a network of transformers, after `require_tensors`.
+
+    Returns:
+        the network in eval mode and with frozen weights, on the device.
+
+    Raises:
+        UserError: the weights are incomplete or do not load.
+    """
+    require_tensors(kind, folder)
+    network = read_pretrained(kind, folder, use_safetensors=True)
     return network.to(device).eval().requires_grad_(False)
 
 

@@ -282,8 +282,10 @@ class PipelineSampler:
             if steps.prompt_embedding is None and text is not None:
                 # In the first call of a step, the last rows of `text` belong to the samples'
                 # prompts.  If the call has two copies of the batch, the rows before them belong to
-                # the negative prompts.
-                mask = kwargs.get("encoder_hidden_states_mask")
+                # the negative prompts.  Pipelines name the mask of the prompts' tokens differently.
+                mask = kwargs.get(
+                    "encoder_hidden_states_mask", kwargs.get("encoder_attention_mask")
+                )
                 steps.prompt_embedding = mean_embedding(text, mask)[-samples:]
             # If guidance makes two calls per step, the second is the unconditional one, whose
             # activations are not probed.

@@ -173,24 +173,29 @@ def get_labelers(study: Study, fingerprints: dict[str, str] | None = None) -> di
     Args:
         study: study whose labelers are loaded.
         fingerprints: fingerprint of each labeler's files that was recorded when the run was
-            created, by property; None skips the comparison.
+            created, by property; None takes those of the files as they are now.
 
     Raises:
         UserError: a labeler's files on this worker have another fingerprint, or do not load.
     """
 
+    specs = labelers_of(study)
+    if fingerprints is None:
+        known = {prop: check_labeler(prop, spec) for prop, spec in specs.items()}
+    else:
+        known = fingerprints
+
     def load() -> dict[str, Labeler]:
-        for prop, spec in labelers_of(study).items():
+        for prop, spec in specs.items():
             fingerprint_here = check_labeler(prop, spec)
-            if fingerprints is not None and fingerprint_here != fingerprints[prop]:
+            if fingerprint_here != known[prop]:
                 raise UserError(
                     f"labels.{prop} has weights with fingerprint {fingerprint_here} on this "
-                    f"worker, but {fingerprints[prop]} when the run was created. Fix: give every "
+                    f"worker, but {known[prop]} when the run was created. Fix: give every "
                     "worker the same weights."
                 )
         device = pick_device(study.execution.wanted_device)
-        return {prop: load_labeler(prop, r, device) for prop, r in labelers_of(study).items()}
+        return {prop: load_labeler(prop, spec, device) for prop, spec in specs.items()}
 
-    named = " ".join(f"{prop}={r.model_dump_json()}" for prop, r in labelers_of(study).items())
-    known = " ".join((fingerprints or {}).values())
-    return get_or_load(study, "labelers", f"{named} {known} {study.execution.wanted_device}", load)
+    named = " ".join(f"{prop}={r.model_dump_json()} {known.get(prop)}" for prop, r in specs.items())
+    return get_or_load(study, "labelers", f"{named} {study.execution.wanted_device}", load)

@@ -82,7 +82,8 @@ def predictions(activations: np.ndarray, probes: list[LinearProbe]) -> np.ndarra
     """
     weight = np.stack([probe.weight for probe in probes], axis=1)
     rows = activations.reshape(-1, activations.shape[-1])
-    values = np.concatenate([block @ weight for block in row_blocks(rows)])
+    # The first, empty part serves activations of no samples.
+    values = np.concatenate([np.empty((0, len(probes))), *(b @ weight for b in row_blocks(rows))])
     values = values.reshape(*activations.shape[:-1], len(probes))
     shape = activations.shape[1:3]
     values += np.stack([np.broadcast_to(probe.offset, shape) for probe in probes], axis=-1)

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from ldmprobe_core.errors import LdmprobeError, RunError, UserError
+from ldmprobe_core.errors import LdmprobeError, RunError, UserError, without_logins
 from ldmprobe_core.storage.stores.file_client import FileClient
 from ldmprobe_core.storage.stores.fsspec_files import FsspecFiles
 from ldmprobe_core.storage.stores.local_files import LocalFiles
@@ -72,7 +72,7 @@ def normal_url(url: str) -> str:
 
     def address_error(problem: str) -> UserError:
         return UserError(
-            f"store {url!r:.80}: {problem}. Fix: give a local folder or s3://bucket/prefix"
+            f"store {without_logins(url)!r:.80}: {problem}. Fix: give a local folder or s3://bucket/prefix"
         )
 
     if not url.strip() or not url.isprintable():
@@ -100,6 +100,8 @@ def normal_url(url: str) -> str:
         raise address_error("a part between slashes is empty, '.' or '..'")
     if unsafe := _UNSAFE.search(rest):
         raise address_error(f"the character {unsafe.group()!r} is not allowed in keys")
+    if "@" in parts[0]:
+        raise address_error("it holds a user name or password, which the environment must hold")
     if not _BUCKET.fullmatch(parts[0]):
         raise address_error(f"{parts[0]!r:.80} is not a valid bucket name")
     return f"{protocol}://{'/'.join(parts)}"

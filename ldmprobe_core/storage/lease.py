@@ -209,7 +209,11 @@ def hold_lease(
 
 
 def _pause_after_race(url: str, lost: int, sleep: Callable[[float], None]) -> None:
-    """Pause after another process has created the next lease, or fail after too many such races."""
+    """Pause after another process took the lease first, longer the more races were lost.
+
+    Raises:
+        RunError: `MOST_RACES` were lost.
+    """
     if lost >= MOST_RACES:
         raise RunError(
             f"{url}: the lease could not be taken in {MOST_RACES} tries. Fix: check that the store "

@@ -1,7 +1,10 @@
 """A property of the user's with a labeler in a module of hers, from the study to the report."""
 
 import json
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ import ldmprobe as lp
 from ldmprobe_core.analysis.records import load_summary
 from ldmprobe_core.analysis.report.build import build_report, rebuild_report
 from ldmprobe_core.errors import UserError
+from ldmprobe_core.interventions.stages import create_intervention
 from ldmprobe_core.pipeline.model_cache import get_labelers
 from ldmprobe_core.study.properties import PROPERTIES
 
@@ -52,6 +56,31 @@ def bright_study(tiny_study, module="labels_of_hers"):
     )
 
 
+FRESH = """
+import sys
+from ldmprobe_core.interventions.spec import parse_intervention
+from ldmprobe_core.interventions.stages import edit_batch
+
+parse_intervention({"prop": "bright", "kind": "ridge"})
+edit_batch(sys.argv[1], sys.argv[2], 0, 0, 0, 0)
+assert "labels_of_hers" in sys.modules
+"""
+
+
+def edit_in_fresh_process(run, spec):
+    """Edit in a process that has not read the study when it reads the settings, as workers do.
+
+    The images of the edit are those that this process made; its null edits are left out.
+    """
+    name = create_intervention(run, spec.model_copy(update={"controls": ()}))
+    site = Path(sys.modules["labels_of_hers"].__file__).parent
+    path = os.pathsep.join([str(site), *filter(None, sys.path)])
+    command = [sys.executable, "-c", FRESH, run.url, name]
+    subprocess.run(command, check=True, timeout=200, env={**os.environ, "PYTHONPATH": path})
+    images = [run.read(f"interventions/{one}", "image")[0] for one in (spec.name, name)]
+    np.testing.assert_array_equal(*images)
+
+
 def test_declared_property_is_probed_edited_and_read_without_its_module(
     tiny_study, tmp_path, forget
 ):
@@ -59,6 +88,7 @@ def test_declared_property_is_probed_edited_and_read_without_its_module(
     build_report(run, {})
     edited = lp.intervene(run, "bright", shift=(0.2, 0.0), samples=2, kind="ridge")
     assert "edited" in edited.effects
+    edit_in_fresh_process(run, edited.intervention)
     forget()
 
     # A process without the module and without the registration reads the run.

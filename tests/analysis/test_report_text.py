@@ -6,22 +6,14 @@ from io import StringIO
 
 import pytest
 from rich.console import Console
+from summaries import THIRD, WIDE, control, curve, summary
 
 from flows.commands.tables import print_summary
-from ldmprobe_core.analysis.controls.records import ControlRecord, ControlsRecord, OwnBestRecord
 from ldmprobe_core.analysis.curves import RIVALS
 from ldmprobe_core.analysis.records import (
-    BarRecord,
-    CellRecord,
-    ClustersRecord,
-    CurveRecord,
-    EmergenceRecord,
-    LayerRecord,
     LeadRecord,
     LeadsRecord,
     NonfiniteRecord,
-    PropertyRecord,
-    Summary,
     UndefinedRecord,
 )
 from ldmprobe_core.analysis.report.overview import overview_sentences
@@ -31,67 +23,12 @@ from ldmprobe_core.analysis.report.text import (
     lead,
     number,
     property_title,
+    spread_sentence,
     step,
     warning_lines,
 )
 from ldmprobe_core.probing.inference.bootstrap import Interval
 from ldmprobe_core.probing.inference.emergence import Crossing, Lead
-
-THIRD = Crossing(step=3, low=2, high=4, determined=True, distribution=[0, 0.2, 0.9, *[1.0] * 12])
-WIDE = Crossing(step=3, low=1, high=None, determined=False, distribution=[0.5] * 15)
-
-
-def interval(mean, half=0.05):
-    return Interval(mean=mean, low=mean - half, high=mean + half)
-
-
-def control(mean, same=0.1):
-    """A control that scores `mean` in its own best cell, where the probe's best is 0.6."""
-    return ControlRecord(
-        same_cell=interval(same),
-        own_best=OwnBestRecord(step=2, layer="b", kind="ridge", score=interval(mean)),
-        difference=interval(0.6 - mean),
-        p=0.01,
-    )
-
-
-def curve(value):
-    bar = BarRecord(onset=value, settled=value)
-    return CurveRecord(relative=bar, absolute=bar)
-
-
-def summary(position, shuffled, permuted, onset=THIRD, **more):
-    no_leads = LeadRecord(onset=Lead(), settled=Lead())
-    name = "a.transformer_blocks.0.attn1"
-    best = CellRecord(step=9, layer=name, kind="ridge", metric="spearman", score=interval(0.6))
-    controls = ControlsRecord(
-        position=control(position),
-        shuffled_labels=control(shuffled),
-        permuted_weights=permuted and control(permuted),
-        **{name: control(mean) for name, mean in more.items()},
-    )
-    undefined = curve(Crossing())
-    result = PropertyRecord(
-        best=best,
-        last=best.model_copy(deep=True),
-        layer=LayerRecord(name=name, kind="ridge", tied=[name]),
-        steps=[],
-        emergence=EmergenceRecord(
-            probe=curve(onset),
-            **dict.fromkeys(RIVALS, undefined),
-        ),
-        leads=LeadsRecord(**dict.fromkeys(RIVALS, no_leads)),
-        clusters=ClustersRecord(prompts=20, categories=None, wider="prompts"),
-        controls=controls,
-        not_beyond=controls.not_exceeded(),
-        ceilings={"8x8": 0.9},
-        constant=None,
-        undefined=UndefinedRecord(best=0, any=0),
-    )
-    return Summary(
-        study="s", study_hash="h", model_fingerprint="f", samples={"test": 5}, steps=15, layers=1,
-        properties={"depth": result}, classes=None, nonfinite=0, seconds={}, bytes=1, versions={},
-    )  # fmt: skip
 
 
 def test_headline_with_all_controls_cleared():
@@ -105,9 +42,31 @@ def test_headline_tells_how_many_resplits_and_resamples_agree():
     made = summary(0.3, 0.2, 0.1)
     layer = made.properties["depth"].layer
     layer.resplits = {layer.name: 14, "b.attn1": 6}
+    layer.tied = [layer.name, "b.attn1"]
     (line,) = headline(made)
-    assert "Probes of a.attn1 (the layer that 14 of 20 re-splits choose) keep half" in line
+    assert (
+        "Probes of a.attn1 (of 2 layers within one standard error, the one that 14 of 20 re-splits "
+        "choose) keep half"
+    ) in line
     assert "from step 3 [2, 4] (by then in 90% of the resamples)" in line
+
+
+def test_headline_is_silent_on_re_splits_that_have_one_layer_to_choose():
+    made = summary(0.3, 0.2, 0.1)
+    layer = made.properties["depth"].layer
+    layer.resplits = {layer.name: 20}
+    (line,) = headline(made)
+    assert "re-splits" not in line
+    assert " Probes of a.attn1 keep half of their gain" in line
+
+
+def test_intervals_without_re_splits_have_the_reason():
+    made = summary(0.3, 0.2, 0.1)
+    alone = "Intervals hold the spread between test samples only, because the "
+    assert spread_sentence(made, "statistics").startswith(f"{alone}activations of training")
+    assert spread_sentence(made, "activations").startswith(f"{alone}training samples are of a sing")
+    made.properties["depth"].layer.resplits = {"a": 14, "b": 6}
+    assert "between test samples and 20 other divisions" in spread_sentence(made, "activations")
 
 
 def test_headline_names_a_control_that_is_not_cleared():
@@ -170,6 +129,30 @@ def test_step_says_what_is_not_determined(value, text):
 )
 def test_lead_says_what_is_not_determined(value, text):
     assert lead(value) == text
+
+
+@pytest.mark.parametrize(
+    ("reason", "clause"),
+    [
+        ("not_above_position", ", as the score at the last step is not clearly above that of "
+         "position alone."),
+        ("too_few_prompts", ", as fewer than 5 test prompts have a score, and one of position "
+         "alone, at every step."),
+        (None, "."),
+    ],
+)  # fmt: skip
+def test_headline_gives_the_reason_why_an_onset_is_undefined(reason, clause):
+    made = summary(0.1, 0.2, 0.1, onset=Crossing())
+    emergence = made.properties["depth"].emergence
+    emergence.probe.undefined_because = reason
+    (line,) = headline(made)
+    assert line.endswith(f"). Its onset is undefined{clause}")
+    emergence.decoded.undefined_because = reason
+    emergence.probe = curve(THIRD)
+    (line,) = headline(made)
+    assert line.endswith(
+        f"; the onset of the labeler on the step's decoded latents is undefined{clause}"
+    )
 
 
 def test_headline_says_that_an_onset_is_not_determined():
@@ -341,6 +324,20 @@ def test_warnings_name_what_is_unusual_and_no_zeros():
         "from its mean (3 over all cells); position control: 4 scores undefined; 25.0% of the "
         "pixels of its labels are not measured: grey in the figures, left out of fits and scores."
     )
+
+
+def test_warnings_name_leads_of_fewer_images_and_a_choice_from_nothing():
+    made = summary(0.3, 0.2, 0.1)
+    depth = made.properties["depth"]
+    depth.undefined = UndefinedRecord(best=0, any=0, unchosen=True)
+    depth.leads.samples = 64
+    depth.leads.clean = LeadRecord(onset=Lead(), settled=Lead(), samples=41)
+    depth.leads.decoded = LeadRecord(onset=Lead(), settled=Lead(), samples=64)
+    (line,) = warning_lines(made)
+    assert "leads are of 41 or more of 64 images" in line
+    assert "nothing could be chosen" in line
+    depth.undefined, depth.leads.clean.samples = UndefinedRecord(best=0, any=0), 64
+    assert warning_lines(made) == []
 
 
 def test_warnings_count_empty_masks_of_masks_alone():

@@ -94,14 +94,15 @@ def test_readme_table_of_normals_has_the_numbers_of_the_committed_summary():
     """docs/normals-summary.json holds a run's `vectors`, and the controls of their components."""
     summary = json.loads((ROOT / "docs" / "normals-summary.json").read_text("utf-8"))
     normals = summary["vectors"]["normals"]
+    inputs = normals["inputs"]
     text = (ROOT / "README.md").read_text("utf-8").split("| mean angle", 1)[1]
     degrees = {
         "best cell": normals["best"]["degrees"],
         "position alone": normals["position"],
-        "probes of 5 x 5 noisy latents": normals["inputs"]["latents"]["degrees"],
-        "probes of the predicted clean image's pixels": normals["inputs"]["clean_pixels"][
-            "degrees"
-        ],
+        "probes of 5 x 5 noisy latents": inputs["latents"]["degrees"],
+        "probes of the predicted clean image's pixels, fitted to 32 training images, not 108": (
+            inputs["clean_pixels"]["degrees"]
+        ),
         "best cell less position, image by image": normals["less_position"],
     }
     table = table_rows("| mean angle" + text.split("\n\n", 1)[0])

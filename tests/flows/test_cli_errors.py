@@ -243,6 +243,26 @@ def test_command_keeps_its_exit_code_if_standard_error_is_full():
         assert _run_with(["show", "/nowhere"], stderr=full).returncode == 1
 
 
+@pytest.mark.parametrize("kind", [UserError, RunError, ConnectionError])
+def test_run_command_prints_and_keeps_no_password_of_a_url(kind, state, capfd):
+    """The messages of HTTP libraries quote the whole URL, also in a traceback's earlier errors."""
+
+    def command():
+        try:
+            raise OSError("no answer from http://admin:secret@host:4200/api/health")
+        except OSError as error:
+            raise kind(f"{error}, nor from 'https://me:p@secret@b.example'") from error
+
+    run_command(command, debug=True)
+    said = capfd.readouterr().err
+    logs = [path.read_text() for path in state.glob("*.log")]
+    assert len(logs) == (kind is ConnectionError)
+    for text in (said, *logs):
+        assert "http://host:4200/api/health, nor from 'https://b.example'" in text
+        assert "OSError: no answer from http://host:4200" in text
+        assert "secret" not in text
+
+
 def test_prepare_streams_reserves_the_numbers_of_closed_streams(tmp_path):
     path = tmp_path / "numbers"
     script = (

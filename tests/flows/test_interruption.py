@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import httpx
 import pytest
 from http_servers import http_server
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from tiers import rest_slow
 
@@ -128,10 +129,22 @@ def test_flow_watch_waits_longer_for_a_server_that_is_busy(ends, monkeypatch, ca
     assert "does not answer" in capfd.readouterr().err
 
 
-def test_flow_watch_counts_a_servers_absence_from_its_last_sign_of_life(ends, monkeypatch):
-    """Each request takes 30 s of a clock that only requests move: five answers are late, so that
-    the server is alive after 150 s; then it refuses, twice, which is 60 s without it."""
-    errors = [*[httpx.ReadTimeout("late")] * 5, *[httpx.ConnectError("refused")] * 9]
+def status_error(status):
+    response = httpx.Response(status, request=httpx.Request("GET", URL))
+    return PrefectHTTPStatusError.from_httpx_error(
+        httpx.HTTPStatusError("refused", request=response.request, response=response)
+    )
+
+
+@pytest.mark.parametrize(
+    "signs",
+    [[httpx.ReadTimeout("late")] * 5, [status_error(code) for code in (429, 500, 502, 503, 504)]],
+)
+def test_flow_watch_counts_a_servers_absence_from_its_last_sign_of_life(ends, monkeypatch, signs):
+    """Each request takes 30 s of a clock that only requests move: five answers are late or error
+    statuses, so that the server is alive after 150 s; then it refuses, twice, which is 60 s
+    without it."""
+    errors = [*signs, *[httpx.ConnectError("refused")] * 9]
     asked, clock = [], SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
 
     @contextmanager

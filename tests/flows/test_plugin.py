@@ -16,9 +16,12 @@ import ldmprobe as lp
 from flows import cli
 from flows.local_cluster import local_cluster
 from ldmprobe_core.errors import UserError
+from ldmprobe_core.interventions.spec import parse_intervention
+from ldmprobe_core.interventions.stages import create_intervention, edit_batch
 from ldmprobe_core.pipeline.prepare import prepare_run
 from ldmprobe_core.pipeline.units import UNITS
 from ldmprobe_core.probing.fitters.registry import FITTERS
+from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.probe_kinds import PROBE_KINDS
 from ldmprobe_core.study.properties import PROPERTIES
 
@@ -83,11 +86,17 @@ def test_installed_package_extends_studies_in_python_commands_and_dask_workers(
     np.testing.assert_array_equal(plain.read("labels", "bright"), labels)
     assert plain.summary.properties["bright"].best.kind == "least_squares"
 
+    edit = {"prop": "bright", "kind": "least_squares", "samples": 1, "controls": ()}
+    edited = Run(str(shutil.copytree(plain.url, tmp_path / "edited" / Path(plain.url).name)))
+    edits = create_intervention(edited, parse_intervention(edit))
+
     cli.check(str(path))
 
     run = prepare_run(plain.study, str(tmp_path / "dask"))
     with local_cluster(workers=2, gpus=0) as cluster, Client(cluster) as client:
         client.wait_for_workers(2, timeout=200)
+        # The workers read the settings of an edit before they have read any study.
+        client.submit(edit_batch, edited.url, edits, 0, 0, 0, 0, pure=False).result()
         for operations in list(UNITS.values()):
             if not operations.kind.per_group and operations.kind.applies_to(run.study):
                 units = [
@@ -95,6 +104,7 @@ def test_installed_package_extends_studies_in_python_commands_and_dask_workers(
                     for unit in operations.list_units(run)
                 ]
                 client.gather(units)
+    assert (edited.read(f"interventions/{edits}", "image") > 0).any()
     assert_same(plain, run)
 
 

@@ -6,11 +6,11 @@ import json
 import prefect
 import pytest
 from http_servers import http_server
-from prefect.settings import PREFECT_API_URL, Settings, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, Settings, temporary_settings
 
 import flows.server
 from flows.run_flow import QUIET_S
-from flows.server import RECORDING, WAITING, prefect_server
+from flows.server import RECORDING, WAITING, prefect_server, ui_url
 from infra import event_queue
 from infra.stack import free_ports
 from ldmprobe_core.errors import UserError
@@ -97,6 +97,14 @@ def test_prefect_server_refuses_a_configured_one_that_it_cannot_use(status, body
             prefect_server(),
         ):
             pass
+
+
+@pytest.mark.parametrize("shown", [None, "https://me:secret@prefect.example/ui"])
+def test_ui_url_has_no_password(shown):
+    api = "http://admin:secret@host:4200/api"
+    with temporary_settings({PREFECT_API_URL: api, PREFECT_UI_URL: shown}):
+        found = ui_url(api)
+    assert found == ("https://prefect.example/ui" if shown else "http://host:4200")
 
 
 def test_prefect_server_refuses_a_configured_one_that_is_down():

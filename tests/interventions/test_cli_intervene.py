@@ -20,11 +20,15 @@ def test_cli_intervene_refuses_wrong_options(run, monkeypatch, capsys):
         assert "Prefect" not in captured.out
         return " ".join(captured.err.split())
 
-    assert "prop: 'shape'" in call(run.url, "--property", "shape")
+    assert "no property of this name that can be edited ('shape')" in call(
+        run.url, "--property", "shape"
+    )
     assert "--shift is 'right'" in call(run.url, "--shift", "right")
     assert "steps do not apply to a causal map" in call(run.url, "--map", "--steps", "1")
     assert "does not edit this property" in call(run.url, "--published", "--property", "shading")
     assert "windows: only a causal map has windows (3)" in call(run.url, "--windows", "3")
+    for number in ("0", "-2"):
+        assert f"windows is {number}" in call(run.url, "--map", "--windows", number)
     assert "controls: null edits are named, but switched off (coherent)" in call(
         run.url, "--control", "coherent", "--no-controls"
     )
@@ -64,6 +68,12 @@ def test_cli_intervene_published_takes_the_published_settings_and_kind(settings_
     assert (spec.kind, spec.targets) == ("plain_ridge", (Target(mirror=True, stretch=9.0),))
     assert settings_of_call("--published", "--steps", "2") is None
     assert "steps: it is one of the published settings (2)" in capsys.readouterr().err
+
+
+def test_cli_intervene_divides_the_steps_of_a_causal_map_into_five_windows(settings_of_call):
+    assert settings_of_call("--map").windows == 5
+    assert settings_of_call("--map", "--windows", "1").windows == 1
+    assert settings_of_call().windows is None
 
 
 @pytest.mark.parametrize("name", COMMANDS)

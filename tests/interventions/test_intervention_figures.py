@@ -14,6 +14,7 @@ from ldmprobe_core.analysis.report.intervention_text import (
     effect_rows,
     intervention_title,
     map_sentence,
+    site_layer,
 )
 from ldmprobe_core.interventions.plan import plan_intervention
 from ldmprobe_core.interventions.results import read_intervention_summary
@@ -46,6 +47,8 @@ def test_build_report_shows_interventions_and_xarray_opens_them(reported):
     page = run.location.read_text("report/index.html")
     assert '<h2 id="interventions">Interventions</h2>' in page
     assert "orthogonal to what probes read" in page
+    about = page.split('<h2 id="interventions">')[1].split("</p>")[0]
+    assert "without this null edit, it is its score less that of the unedited images" in about
     for suffix in (".svg", "-strip.svg", ".gif"):
         assert f"{spec.name}{suffix}" in page
     assert run.location.read_bytes(f"report/{spec.name}.gif")[:6] == b"GIF89a"
@@ -59,20 +62,27 @@ def test_build_report_shows_a_causal_map_and_a_dose_response(reported):
     assert f"{CAUSAL.name}-map.svg" in page
     assert f"{DOSES.name}-doses.svg" in page
     assert html.escape(map_sentence(summary)) in page
+    # Two samples give no intervals.
     layers = [s for s in summary.sites if s.layers != ["latents"]]
-    clear = [s for s in layers if (s.effects["orthogonal"].edit_less_this.low or 0) > 0]
-    assert f"In {len(clear)} of {len(layers)} cells" in map_sentence(summary)
+    assert map_sentence(summary) == (
+        f"Whether the edit has an effect is not determined in any of {len(layers)} cells: no "
+        "intervals, as fewer than 5 distinct prompts have a score."
+    )
     assert page.count(html.escape(map_sentence(summary))) == 1
     rows = effect_rows(summary)
     assert next(row["layer"] for row in rows) == "denoiser's input"
     assert set(rows[0]) == {"layer", "steps 1-1", "steps 2-2", "steps 3-3"}
 
 
-def with_effects(summary, used, decodable):
-    """Summary whose sites have the given effects and decodable scores, with intervals of 0.02."""
+def with_effects(summary, used, decodable, without=()):
+    """Summary whose sites have the given effects and decodable scores, with intervals of 0.02.
+
+    The effects of the sites with the numbers `without` have no interval.
+    """
     sites = []
-    for site, effect, score in zip(summary.sites, used, decodable, strict=True):
+    for i, (site, effect, score) in enumerate(zip(summary.sites, used, decodable, strict=True)):
         gap, read = (Interval(mean=v, low=v - 0.01, high=v + 0.01) for v in (effect, score))
+        gap = Interval(mean=effect, low=None, high=None) if i in without else gap
         null = site.effects["orthogonal"].model_copy(update={"edit_less_this": gap})
         effects = {**site.effects, "orthogonal": null}
         sites.append(site.model_copy(update={"effects": effects, "decodable": read}))
@@ -91,9 +101,19 @@ def test_map_sentence_and_figures_of_an_erasure_say_that_the_score_falls(run):
     assert "most in mid_block" in sentence
     assert "steps 2 to 2: -0.30 [-0.31, -0.29]" in sentence
     assert "the erasure there has the effect" in sentence
+    partly = map_sentence(with_effects(summary, (0.2, -0.3, -0.1), (0.5, 0.4, 0.6), without=(2,)))
+    assert partly.startswith("In 1 of 2 cells the erasure lowers the Dice")
+    assert "; not determined in 1 of 3 cells (no intervals, as fewer than 5 distinct" in partly
+    assert f"Probes read foreground best in {site_layer(summary.sites[0])}, steps 1 to 1" in partly
     titles = [axes.get_title() for axes in intervention_figures.causal_map(summary).axes]
     assert "used: Dice with own label, less null edit\n(a use lowers it)" in titles
     assert "2 samples" in intervention_title(summary)
+
+
+def test_map_sentence_of_the_denoisers_input_alone_counts_no_cells(run):
+    spec = Intervention(samples=1, windows=1, layers=("latents",), controls=())
+    summary = carry_out_intervention(run, spec)
+    assert map_sentence(summary) == "Only the denoiser's input is edited, and no layer."
 
 
 def test_before_and_after_of_an_erasure_shows_the_site_where_the_score_falls_most(run):

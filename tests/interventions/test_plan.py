@@ -15,6 +15,7 @@ from ldmprobe_core.interventions.spec import Intervention
 from ldmprobe_core.interventions.stages import create_intervention
 from ldmprobe_core.interventions.targets import Target
 from ldmprobe_core.pipeline.prepare import prepare_run
+from ldmprobe_core.study.properties import PROPERTIES
 
 
 @pytest.mark.parametrize(
@@ -26,9 +27,16 @@ from ldmprobe_core.pipeline.prepare import prepare_run
         ({"start": 3, "steps": 2}, r"steps: more than the run's 3 sampler steps \(3 to 4\)"),
         ({"windows": 4}, r"windows: more than the run's 3 sampler steps \(4\)"),
         ({"layers": ("nothing.*",)}, r"no layer of the run matches \(nothing\.\*\)"),
+        ({"layers": ()}, r"no layer of the run matches \(\)"),
         ({"layers": ("*attn1", "none.*")}, r"no layer of the run matches \(none\.\*\)"),
-        ({"kind": "adam"}, r"no probes of foreground of this kind \('adam'\)"),
-        ({"prop": "depth", "kind": "logistic"}, r"no probes of depth of this kind \('logistic'\)"),
+        ({"prop": "shape"}, r"no property of this name that can be edited \('shape'\)\. Fix: set"),
+        ({"kind": "adam"}, r"no linear probes of foreground of this kind \('adam'\)"),
+        ({"kind": "mlp"}, r"no linear probes of foreground of this kind \('mlp'\)"),
+        ({"kind": "other"}, r"no linear probes of foreground of this kind \('other'\)"),
+        (
+            {"prop": "depth", "kind": "logistic"},
+            r"no linear probes of depth of this kind \('logistic'\)",
+        ),
         (
             {"kind": "ridge", "confidence": 0.9},
             r"confidence: .* ridge probes of foreground do not \(0\.9\)",
@@ -67,6 +75,17 @@ def test_create_intervention_refuses_constant_predictions_before_any_work(
     assert not run.location.has(f"edits/{spec.name}/intervention.json")
     plan = plan_intervention(run, spec)
     require_varying_predictions(run, Intervention(prop="depth", method="leace"), plan)
+
+
+def test_plan_intervention_refuses_a_property_that_defines_no_edits(run, monkeypatch):
+    depth = PROPERTIES["depth"].model_copy(update={"intervention": None})
+    monkeypatch.setitem(PROPERTIES, "depth", depth)
+    message = (
+        r"prop: .* has no property of this name that can be edited \('depth'\)\. "
+        r"Fix: set it to one of foreground, shading\.$"
+    )
+    with pytest.raises(UserError, match=message):
+        plan_intervention(run, Intervention(prop="depth", samples=1))
 
 
 def test_create_intervention_refuses_another_model(run, monkeypatch):

@@ -50,8 +50,6 @@ def test_intervention_name_depends_on_every_setting():
             "targets.0.x is not a key of an intervention; targets.0 has: dx, dy, scale",
         ),
         ([], "^intervention: intervention is"),
-        ({"prop": "shape"}, "prop: 'shape' cannot be edited"),
-        ({"kind": "mlp"}, "kind: 'mlp' is not a linear kind"),
         ({"controls": ["random"]}, "controls: 'random' is not a null edit"),
         ({"method": "donor", "controls": ["orthogonal"]}, "not a null edit of the method donor"),
         ({"doses": [2.0, 2.0]}, "doses are repeated"),

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from labeler_weights import depth_anything, glpn
+from labeler_weights import depth_anything, dpt, glpn
+from safetensors.torch import load_file, save_file
 from transformers import DPTForDepthEstimation, DPTImageProcessor
 
 from ldmprobe_core.errors import UserError
@@ -50,3 +51,53 @@ def test_locate_transformers_depth_refuses_a_model_type_of_unknown_sign(tmp_path
     path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": "marvel"}))
     with pytest.raises(UserError, match=r"labels\.depth.*'marvel'.*use a model of type dpt"):
         check_labeler("depth", LabelerSpec(name="transformers", weights=str(tmp_path / "new")))
+
+
+def test_midas_refuses_a_model_of_another_type(tmp_path):
+    """GLPN gives depth in metres: its negation would make what is near the farther."""
+    glpn(tmp_path / "glpn")
+    spec = LabelerSpec(name="midas", weights=str(tmp_path / "glpn"))
+    with pytest.raises(UserError, match=r"labels\.depth is 'midas'.*type 'glpn'.*Fix: use DPT"):
+        check_labeler("depth", spec)
+    with pytest.raises(UserError, match="type 'glpn'"):
+        load_labeler("depth", spec, CPU)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "known"),
+    [
+        ({"backbone_config": {"model_type": "dinov2"}}, False),
+        ({"backbone": "facebook/dinov2-base"}, False),
+        ({"backbone_config": {"model_type": "dinov2_with_registers"}}, False),
+        ({"backbone_config": None, "backbone": None}, True),
+    ],
+)
+@pytest.mark.parametrize("name", ["midas", "transformers"])
+def test_dpt_on_another_backbone_than_those_of_midas_has_no_known_sign(
+    tmp_path, name, backbone, known
+):
+    dpt(tmp_path / "dpt")
+    path = tmp_path / "dpt" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | backbone))
+    spec = LabelerSpec(name=name, weights=str(tmp_path / "dpt"))
+    if known:
+        assert load_labeler("depth", spec, CPU).sign == -1
+    else:
+        with pytest.raises(UserError, match=r"backbone '.*dinov2.*does not say.*Fix: use a DPT"):
+            check_labeler("depth", spec)
+
+
+def test_midas_does_without_the_layer_that_dpt_never_calls(loaded, source_images, tmp_path):
+    """Intel/dpt-large lacks it, and the library fills it with random numbers."""
+    _, complete = loaded("depth", "midas")
+    dpt(tmp_path / "dpt")
+    path = tmp_path / "dpt" / "model.safetensors"
+    unused = "neck.fusion_stage.layers.0.residual_layer1."
+    state = load_file(path)
+    kept = {key: value for key, value in state.items() if not key.startswith(unused)}
+    assert len(kept) < len(state)
+    save_file(kept, path, {"format": "pt"})
+    spec = LabelerSpec(name="midas", weights=str(tmp_path / "dpt"))
+    assert len(check_labeler("depth", spec)) == 16
+    labels = load_labeler("depth", spec, CPU)(source_images)
+    np.testing.assert_array_equal(labels, complete(source_images))

@@ -1,5 +1,6 @@
 """Labelers that are functions of images: by name in a study, and registered."""
 
+import importlib
 import sys
 import textwrap
 
@@ -9,6 +10,7 @@ import torch
 from run_helpers import carry_out
 
 from ldmprobe_core.errors import RunError, UserError
+from ldmprobe_core.labelers.base import LabelerEntry, no_weights
 from ldmprobe_core.labelers.functions import FunctionLabeler, takes_images
 from ldmprobe_core.labelers.registry import check_labeler, load_labeler, register_labeler
 from ldmprobe_core.pipeline.generate import generate_batch
@@ -141,13 +143,42 @@ def test_function_labeler_gives_float32_and_its_classes(module):
     np.testing.assert_array_equal(labelers["depth"](images), images[..., 1])
 
 
-def test_fingerprint_of_a_function_changes_with_its_file(module):
+def made_entry(loader):
+    return LabelerEntry(loader, no_weights)
+
+
+@pytest.mark.parametrize(
+    ("labeler", "made"), [("redness", None), ("Loaded", None), ("Loaded", made_entry)]
+)
+def test_fingerprint_of_a_labeler_changes_with_its_file(module, labeler, made):
     name, file = module
-    spec, fingerprints = LabelerSpec(name=f"{name}:redness"), []
+    fingerprints = []
     for added in ("", "\n# changed\n", ""):
         file.write_text(textwrap.dedent(MODULE) + added)
-        fingerprints.append(check_labeler("shading", spec))
+        sys.modules.pop(name, None)
+        loader = getattr(importlib.import_module(name), labeler)
+        if made is None:
+            register_labeler("shading", "edited")(loader)
+        else:
+            register_labeler("shading", "edited", made(loader))
+        fingerprints.append(check_labeler("shading", LabelerSpec(name="edited")))
     assert fingerprints[0] == fingerprints[2] != fingerprints[1]
+
+
+@pytest.mark.parametrize("labeler", ["redness", "Loaded"])
+def test_labeler_whose_file_was_changed_after_its_import_is_refused(module, labeler):
+    """The process would label with the former code, under the hash of the changed file."""
+    name, file = module
+    spec = LabelerSpec(name=f"{name}:{labeler}")
+    before = check_labeler("shading", spec)
+    file.write_text(textwrap.dedent(MODULE).replace("/ 255", "/ 127"))
+    words = (
+        rf"^labels\.shading is '{name}:{labeler}': its file {file} was changed.*Fix: start a new"
+    )
+    with pytest.raises(UserError, match=words):
+        check_labeler("shading", spec)
+    file.write_text(textwrap.dedent(MODULE))
+    assert check_labeler("shading", spec) == before
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,39 @@ def test_a_function_without_a_file_is_known_by_its_code():
     assert len(set(fingerprints)) == 4
 
 
+def test_a_class_without_a_file_is_known_by_the_code_of_its_methods():
+    spec, fingerprints = LabelerSpec(name="cell"), []
+    for method in ("return images.mean(-1)", "return images.max(-1)", "return images.mean(-1)"):
+        cell = {"__name__": "a_notebook"}
+        exec(
+            "class Mine:\n    def __init__(self, spec, device):\n        pass\n"
+            f"    def __call__(self, images):\n        {method}\n",
+            cell,
+        )
+        register_labeler("depth", "cell")(cell["Mine"])
+        fingerprints.append(check_labeler("depth", spec))
+    assert fingerprints[0] == fingerprints[2] != fingerprints[1]
+
+
+def test_a_vectors_labeler_is_loaded_again_when_its_weights_were_overwritten(tmp_path):
+    weights, images = tmp_path / "weights", np.zeros((1, 2, 2, 3), np.uint8)
+
+    class Constant:
+        units, classes = "1", ()
+
+        def __init__(self, spec, device):
+            self.value = float(weights.read_text())
+
+        def __call__(self, images):
+            return np.full(images.shape, self.value, np.float32)
+
+    register_labeler("normals", "file", LabelerEntry(Constant, lambda spec: [weights]))
+    for value in ("1", "2"):
+        weights.write_text(value)
+        labels = load_labeler("normals_y", LabelerSpec(name="file"), None)(images)
+        np.testing.assert_array_equal(labels, np.full((1, 2, 2), float(value), np.float32))
+
+
 def test_a_vectors_labeler_that_is_registered_again_takes_the_place_of_the_former():
     spec, images = LabelerSpec(name="cell"), np.ones((1, 2, 2, 3), np.uint8)
     for value in (1, 2):
@@ -80,7 +113,7 @@ def test_register_labeler_takes_an_entry_and_fingerprints_its_weights(tmp_path):
     weights = tmp_path / "weights.safetensors"
     entry = LabelerEntry(RowDepth, lambda spec: [weights])
     register_labeler("depth", "with-weights", entry)
-    assert find_labeler("depth", "with-weights") is entry
+    assert find_labeler("depth", "with-weights").load is RowDepth
     spec, fingerprints = LabelerSpec(name="with-weights"), []
     for content in (b"one", b"two", b"one"):
         weights.write_bytes(content)

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from labeler_weights import glpn
+from labeler_weights import WRITERS, classifier, glpn
+from safetensors.torch import load_file, save_file
+from transformers import ViTForImageClassification, ViTModel
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.registry import check_labeler, find_labeler, load_labeler
@@ -68,6 +70,70 @@ def test_find_folder_refuses_a_folder_of_pickles(tmp_path):
     weights.rename(weights.with_suffix(".bin"))
     with pytest.raises(UserError, match="holds no safetensors"):
         check_labeler("depth", LabelerSpec(name="transformers", weights=str(tmp_path / "g")))
+
+
+def changed(path, lost, **replaced):
+    """Write a weight file again without one of its tensors, or with others in their place."""
+    state = load_file(path)
+    assert lost is None or lost in state
+    save_file({k: v for k, v in (state | replaced).items() if k != lost}, path, {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("prop", "name", "file", "lost"),
+    [
+        ("class", "transformers", "model", "classifier.weight"),
+        ("depth", "midas", "model", "head.head.0.weight"),
+        ("depth", "depth-anything", "model", "neck.fusion_stage.layers.1.projection.bias"),
+        ("depth", "transformers", "model", "decoder.stages.1.fusion.convolutional_layer1.0.bias"),
+        ("shading", "marigold", "unet/diffusion_pytorch_model", "conv_out.weight"),
+        ("shading", "marigold", "vae/diffusion_pytorch_model", "decoder.conv_in.bias"),
+        ("shading", "marigold", "text_encoder/model", "embeddings.token_embedding.weight"),
+    ],
+)
+def test_labelers_without_a_tensor_are_refused_before_they_label(tmp_path, prop, name, file, lost):
+    folder = tmp_path / "labeler"
+    WRITERS[prop, name](folder)
+    spec = LabelerSpec(name=name, weights=str(folder))
+    assert len(check_labeler(prop, spec)) == 16
+    changed((folder / file).with_suffix(".safetensors"), lost)
+    words = rf"labeler's weights '.*{(folder / file).parent.name}' lack the tensor \S*{lost}, .*Fix"
+    with pytest.raises(UserError, match=rf"^labels\.{prop} is '{name}': the {words}"):
+        check_labeler(prop, spec)
+    with pytest.raises(UserError, match=words):
+        load_labeler(prop, spec, CPU)
+
+
+def test_check_labeler_refuses_a_backbone_without_its_classifier(tmp_path):
+    """The library would load it with a random classifier, another one each time."""
+    classifier(tmp_path / "whole")
+    ViTModel.from_pretrained(tmp_path / "whole").save_pretrained(tmp_path / "part")
+    for name in ("config.json", "preprocessor_config.json"):
+        (tmp_path / "part" / name).write_bytes((tmp_path / "whole" / name).read_bytes())
+    drawn = [
+        ViTForImageClassification.from_pretrained(tmp_path / "part").classifier.weight
+        for _ in range(2)
+    ]
+    assert not torch.equal(*drawn)
+    spec = LabelerSpec(name="transformers", weights=str(tmp_path / "part"))
+    with pytest.raises(UserError, match=r"lack the tensor classifier\.bias and 1 more, .*trained"):
+        check_labeler("class", spec)
+
+
+def test_check_labeler_names_a_tensor_of_another_shape_and_a_damaged_file(tmp_path):
+    classifier(tmp_path / "vit")
+    path = tmp_path / "vit" / "model.safetensors"
+    spec = LabelerSpec(name="transformers", weights=str(tmp_path / "vit"))
+    changed(path, None, **{"classifier.weight": torch.zeros(5, 16)})
+    for use in (lambda: check_labeler("class", spec), lambda: load_labeler("class", spec, CPU)):
+        with pytest.raises(
+            UserError, match=r"classifier\.weight in shape \(5, 16\), not \(3, 16\)"
+        ):
+            use()
+    path.write_bytes(path.read_bytes()[:-100])
+    for use in (lambda: check_labeler("class", spec), lambda: load_labeler("class", spec, CPU)):
+        with pytest.raises(UserError, match=r"do not load \(.*\)\. Fix: fetch them again"):
+            use()
 
 
 @pytest.mark.timeout(60)

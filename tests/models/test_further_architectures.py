@@ -7,6 +7,7 @@ import diffusers
 import further_models
 import numpy as np
 import pytest
+import tiny_models
 import torch
 from model_helpers import load_sampler
 from own_pipelines import images_of
@@ -198,6 +199,34 @@ def test_negative_prompts_of_flux_2_are_refused(folders, name):
     study = klein_study(folders[name], prompts={"items": ["a", "b", "c"], "negative": "mug"})
     with pytest.raises(UserError, match=r"prompts\.negative: a Flux2.*takes no negative.*Fix: "):
         plan_study(study)
+
+
+@pytest.mark.parametrize("name", ["sana", "pixart"])
+def test_prompt_embedding_is_the_mean_of_the_tokens_that_the_denoiser_reads(
+    folders, tmp_path, name
+):
+    """Their pipelines fill prompts up to a fixed length, and mask these tokens."""
+    folder = folders[name] if name in folders else tiny_models.write(name, tmp_path / name)
+    study = parse_study(
+        {
+            "model": {"source": str(folder)},
+            "prompts": {"items": ["a ball", "a very large cone", "cube"]},
+            "sampling": {"threads": 1, "steps": 1, "guidance": GUIDANCE},
+            "capture": {"layers": ["blocks"]},
+        }
+    )
+    sampler, samples = load_sampler(study), make_samples(study)[:2]
+    seen = []
+    sampler.pipeline.transformer.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True
+    )
+    made = generated(sampler, samples)
+    text, mask = (seen[0][f"encoder_{part}"][-2:] for part in ("hidden_states", "attention_mask"))
+    assert not mask.bool().all()
+    for found, tokens, kept in zip(made.prompt_embedding, text, mask, strict=True):
+        read = [token for token, one in zip(tokens.tolist(), kept.tolist(), strict=True) if one]
+        np.testing.assert_allclose(found, np.mean(read, axis=0), atol=1e-5)
+        assert np.abs(found - tokens.mean(0).numpy()).max() > 1e-3
 
 
 def test_mean_embedding_leaves_out_tokens_that_fill_a_prompt_up():

@@ -24,6 +24,16 @@ def test_get_labelers_refuses_weights_with_another_fingerprint(finished_run, mon
         )
 
 
+def test_get_labelers_loads_again_only_when_a_fingerprint_has_changed(finished_run, monkeypatch):
+    """Without recorded fingerprints, those of the files as they are now count."""
+    monkeypatch.setattr(model_cache, "thread_local_models", model_cache.ThreadLocalModels())
+    recorded = finished_run.attributes["labeler_fingerprints"]
+    first = model_cache.get_labelers(finished_run.study)
+    assert model_cache.get_labelers(finished_run.study, recorded) is first
+    monkeypatch.setattr(model_cache, "check_labeler", lambda prop, spec: f"new {prop}")
+    assert model_cache.get_labelers(finished_run.study) is not first
+
+
 def test_cpu_threads_load_a_model_each_and_give_the_bytes_of_one_thread(finished_run, tmp_path):
     """Each has a model of its own on the CPU, and they generate and label at the same time."""
     run = prepare_run(finished_run.study, str(tmp_path))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ldmprobe_core.probing.linear import LinearProbe, finite_samples
+from ldmprobe_core.probing.linear import LinearProbe, finite_samples, predictions
 
 
 def test_linear_probe_predict():
@@ -20,3 +20,8 @@ def test_a_sample_with_one_infinite_or_nan_activation_is_not_finite(dtype):
     values[1, 1, 2], values[3, 0, 0], values[4, 1, 0] = np.inf, np.nan, -np.inf
     assert finite_samples(values).tolist() == [True, False, True, False, False, True]
     assert finite_samples(values[::2]).tolist() == [True, True, False]
+
+
+def test_no_samples_have_no_predictions():
+    probes = [LinearProbe(np.ones(3), 0.5, 0.1), LinearProbe(np.zeros(3), 1.0, 0.1)]
+    assert predictions(np.empty((0, 2, 4, 3), np.float16), probes).shape == (0, 2, 4, 2)

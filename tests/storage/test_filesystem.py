@@ -45,6 +45,18 @@ def test_location_has_one_client_for_each_endpoint(monkeypatch):
     ]
 
 
+def test_no_message_of_a_store_has_a_password(monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://admin:hidden@127.0.0.1:9")
+    with pytest.raises(UserError, match=r"GET http://127\.0\.0\.1:9/bucket") as unreached:
+        Location("s3://bucket/run").require_reachable()
+    assert "hidden" not in str(unreached.value)
+    with pytest.raises(UserError, match=r"^store 's3://bucket/run': .* password") as refused:
+        Location("s3://key:hidden@bucket/run")
+    assert "hidden" not in str(refused.value)
+
+
 def test_unusable_locations_are_user_errors(tmp_path, tiny_study):
     with pytest.raises(UserError, match="local folder or s3://"):
         Run("ftp://host/x")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 
+import pytest
 from terminals import everything_on
 
 from tasks import display
@@ -39,6 +40,44 @@ def test_activity_is_a_line_of_a_terminal_that_is_removed_again():
     assert "a line that stays" in shown
     assert shown.rstrip().endswith("\x1b[?25h") or "\x1b[2K" in shown.rpartition("12/60")[2]
     assert done.stdout == "result\n"
+
+
+ON_CLOSED = """
+import sys, threading
+from tasks.display import Display, activity, print_line, refresh
+from tasks.stopping import Stop, is_paused, pause, request_stop, requested_stop
+with activity("generate", 60) as stage:
+    print("shown", flush=True)
+    sys.stdin.read()  # until standard error is closed on its other side
+    refresh(stage, done=12)
+    print_line("a line")
+    lines = Display()
+    lines.activities = [stage]
+    once = threading.Event()
+    once.wait = lambda seconds, ends=iter((False, True)): next(ends)
+    lines.write_lines(once)
+    pause("paused")
+    request_stop(Stop("stopping", 130))
+print("paused" if is_paused() else "goes on", requested_stop().exit_code)
+"""
+
+
+@pytest.mark.parametrize("kind", ["terminal", "pipe"])
+def test_work_goes_on_without_standard_error(kind):
+    """A terminal that was closed, or a `tee` that has ended, must not end a study, nor keep it
+    from pausing and stopping."""
+    reader, writer = os.openpty() if kind == "terminal" else os.pipe()
+    with subprocess.Popen(
+        [sys.executable, "-c", ON_CLOSED], text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=writer,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "80"},
+    ) as process:  # fmt: skip
+        os.close(writer)
+        assert process.stdout.readline() == "shown\n"
+        os.close(reader)
+        said, _ = process.communicate()
+    assert said == "paused 130\n"
+    assert process.returncode == 0
 
 
 class OnceOver(threading.Event):

@@ -78,8 +78,7 @@ def class_curves(run: Run) -> ClassesRecord:
     samples, settings = run.samples[: run.n_stored], run.study.bootstrap
     index, decoded = samples_in(run, STEP_IMAGES), run.read(STEP_IMAGES, "step") - 1
     bootstrap = Bootstrap.of_samples([samples[i] for i in index], settings, seed=0)
-    agreement, recognition_step = {}, {}
-    recognized = 0.0
+    agreement, recognition_step, recognized = {}, {}, {}
     for source in SOURCES:
         scores = run.read(f"labels_{source}", "class_score")
         shares: list[float | None] = [None] * run.open("progress").sizes["step"]
@@ -90,8 +89,7 @@ def class_curves(run: Run) -> ClassesRecord:
         agreement[source] = shares
         steps = stable_steps(scores, targets[index], decoded)
         recognition_step[source] = bootstrap.interval(steps)
-        if source == "trajectory":
-            recognized = float(np.isfinite(steps).mean())
+        recognized[source] = float(np.isfinite(steps).mean())
     correct = (top == targets).astype(np.float64)
     photographs = None
     if run.location.has(PHOTOGRAPHS):
@@ -104,7 +102,8 @@ def class_curves(run: Run) -> ClassesRecord:
         confident=float((final.max(1) > CONFIDENT).mean()),
         by_prompt=by_prompt,
         samples=len(index),
-        recognized=recognized,
+        recognized=recognized["trajectory"],
+        recognized_clean=recognized["clean"],
         recognition_step=recognition_step,
         agreement=agreement,
         photographs=photographs,

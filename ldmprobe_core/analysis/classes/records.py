@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from ldmprobe_core.probing.inference.bootstrap import Interval
 
@@ -63,9 +63,12 @@ class ClassesRecord(_Record):
         by_prompt: whether the target class is the prompt's; otherwise it is the top class of the
             final image.
         samples: number of images with step images, to which the following values refer.
-        recognized: fraction of images whose target class leads at the last step.
+        recognized: fraction of images whose target class leads in the decoded latents of the last
+            step.
+        recognized_clean: the same in the predicted clean image; None in records of earlier
+            releases.
         recognition_step: by source of step images, the mean step from which the target class leads
-            to the end, over the recognized images.
+            to the end, over the images in which it leads at the last step of that source.
         agreement: by source of step images, for each step the fraction of images whose top class is
             that of the final image; None at steps without step images.
         photographs: results on the user's photographs; None if there are none.
@@ -76,6 +79,7 @@ class ClassesRecord(_Record):
     by_prompt: bool
     samples: int
     recognized: float
+    recognized_clean: float | None = Field(default=None, exclude_if=lambda value: value is None)
     recognition_step: dict[str, Interval]
     agreement: dict[str, list[float | None]]
     photographs: PhotographsRecord | None = None

@@ -14,7 +14,7 @@ import numpy as np
 
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.batching import permuted_samples, step_image_samples
-from ldmprobe_core.study.layers import CLEAN_PIXELS
+from ldmprobe_core.study.layers import CLEAN_PIXELS, INPUT_CONTROLS
 from ldmprobe_core.study.splits import SPLITS
 
 
@@ -59,3 +59,38 @@ def partial_coverage(run: Run, heldout: np.ndarray) -> dict[str, Coverage]:
                 index, {split: counts[split] for split in SPLITS}, np.isin(heldout, index)
             )
     return covered
+
+
+def partial_inputs(run: Run, heldout: np.ndarray) -> dict[str, dict[str, int]]:
+    """Count the samples of each split of input controls that cover only some, by name.
+
+    Args:
+        run: run of the controls.
+        heldout: indices of the held-out samples.
+    """
+    covered = partial_coverage(run, heldout)
+    return {name: part.counts for name, part in covered.items() if name in run.study.input_controls}
+
+
+def count_undefined(
+    scores: np.ndarray, steps: np.ndarray | None = None, coverage: Coverage | None = None
+) -> int:
+    """Count undefined scores among those that were to be computed.
+
+    Args:
+        scores: (kind, step, held-out sample).
+        steps: indices of the steps (from 0) at which they were; None stands for all.
+        coverage: samples of which they were; None stands for all.
+    """
+    known = scores if steps is None else scores[:, steps]
+    known = known if coverage is None else known[..., coverage.heldout]
+    return int(np.isnan(known).sum())
+
+
+def input_control_steps(run: Run) -> dict[str, np.ndarray]:
+    """Return the indices (from 0) of the steps at which input controls have values, by name."""
+    return {
+        name: run.read(f"activations/{name}", "step") - 1
+        for name in run.probe_inputs
+        if name in INPUT_CONTROLS
+    }

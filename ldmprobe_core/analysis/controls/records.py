@@ -64,6 +64,11 @@ class ControlRecord(Record):
     samples: dict[str, int] | None = None
 
     @property
+    def compared(self) -> bool:
+        """Flag that is True if the difference has an interval, so that its sign can be judged."""
+        return self.difference.low is not None
+
+    @property
     def exceeded(self) -> bool:
         """Flag that is True if the probe's score is clearly higher than the control's score.
 
@@ -109,16 +114,20 @@ class ControlsRecord(Record):
         records |= self.model_extra or {}
         return {name: record for name, record in records.items() if record is not None}
 
+    def linear(self) -> dict[str, ControlRecord]:
+        """Return the records of the controls by name, without nonlinear probes.
+
+        Those show what a linear probe misses, so the best probe need not exceed them.
+        """
+        return {n: record for n, record in self.by_name().items() if n not in PROBE_KINDS}
+
     def not_exceeded(self) -> list[str]:
         """Return the names of the controls that the best probe does not clearly exceed.
 
-        A nonlinear probe may read more than a linear one, so it is not among them.
+        Controls that it cannot be compared with, for want of an interval, are among them, and
+        nonlinear probes are not.
         """
-        return [
-            name
-            for name, record in self.by_name().items()
-            if name not in PROBE_KINDS and not record.exceeded
-        ]
+        return [name for name, record in self.linear().items() if not record.exceeded]
 
 
 class ExactRecord(Record):
@@ -181,6 +190,9 @@ class VectorRecord(Record):
         less_position: angle of the best cell less that of `position`.
         inputs: input controls by name, each in its own best cell.
         less_inputs: angle of the best cell less that of each of them.
+        partial_inputs: number of samples of each split on which an input control was computed, by
+            name, where these are not all.  Its probes have fewer training samples than the best
+            cell's then, which may be a part of the difference.
         exact: scores on ground-truth maps; None if the source images have none of the property.
     """
 
@@ -192,6 +204,7 @@ class VectorRecord(Record):
     less_position: Interval
     inputs: dict[str, VectorScore]
     less_inputs: dict[str, Interval]
+    partial_inputs: dict[str, dict[str, int]] = {}
     exact: VectorExact | None
 
 
@@ -237,6 +250,9 @@ class ClassMapRecord(Record):
         above_position: mean IoU of the best cell less that of `position`.
         inputs: input controls by name, each in its own best cell.
         above_inputs: mean IoU of the best cell less that of each of them.
+        partial_inputs: number of samples of each split on which an input control was computed, by
+            name, where these are not all.  Its probes have fewer training samples than the best
+            cell's then, which may be a part of the difference.
         exact: scores on ground-truth maps; None if the source images have none of the property.
     """
 
@@ -248,6 +264,7 @@ class ClassMapRecord(Record):
     above_position: Interval
     inputs: dict[str, ClassMapScore]
     above_inputs: dict[str, Interval]
+    partial_inputs: dict[str, dict[str, int]] = {}
     exact: ClassMapExact | None
 
 
@@ -279,6 +296,9 @@ class NumberRecord(Record):
             of the best cell is undefined.
         inputs: input controls by name, each at its own best step.
         above_inputs: rank correlation of the best cell less that of each of them.
+        partial_inputs: number of samples of each split on which an input control was computed, by
+            name, where these are not all.  Its probes have fewer training samples than the best
+            cell's then, which may be a part of the difference.
         prompt: rank correlation of a ridge regression from the prompt's embedding; None without
             this control.
         above_prompt: rank correlation of the best cell less that of the prompt.
@@ -290,5 +310,6 @@ class NumberRecord(Record):
     p: float | None
     inputs: dict[str, NumberScore]
     above_inputs: dict[str, Interval]
+    partial_inputs: dict[str, dict[str, int]] = {}
     prompt: Interval | None
     above_prompt: Interval | None

@@ -15,6 +15,7 @@ from importlib import resources
 
 import jinja2
 
+from ldmprobe_core.analysis.controls.wording import not_exceeded
 from ldmprobe_core.analysis.index.history import (
     HistoryEntry,
     history_rows,
@@ -25,7 +26,6 @@ from ldmprobe_core.analysis.index.history_chart import history_charts
 from ldmprobe_core.analysis.index.thumbnails import heatmap_svg
 from ldmprobe_core.analysis.records import PropertyRecord, Summary, load_summary
 from ldmprobe_core.analysis.report.text import (
-    control_title,
     metric_title,
     number,
     short_layer,
@@ -146,7 +146,19 @@ def index_page(
         now=datetime.now(UTC),
         number=number,
         metric_title=metric_title,
+        shortfall=_shortfall,
     )
+
+
+def _shortfall(result: PropertyRecord) -> str:
+    """Say that a run's best probe is not above every control; empty if it is."""
+    if result.not_clear:
+        return "; not clearly above every control"
+    if not result.not_compared:
+        return ""
+    if any(record.compared for record in result.controls.linear().values()):
+        return "; not compared with every control (no interval)"
+    return "; no interval"
 
 
 def _heatmaps(prop: str, entries: list[RunEntry]) -> dict[str, str]:
@@ -186,7 +198,7 @@ def _numbers(result: PropertyRecord) -> dict[str, str]:
         "best cell": f"step {best.step}, {short_layer(best.layer)}, {best.kind}",
         "partial score": number(best.partial),
         "above position by": number(result.controls.position.difference),
-        "not clearly above": ", ".join(map(control_title, result.not_beyond)) or "–",
+        "not clearly above": not_exceeded(result),
         "onset (step)": step(result.emergence.probe.relative.onset),
         "score at the last step": number(result.last.score),
     }

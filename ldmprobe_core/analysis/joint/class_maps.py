@@ -14,6 +14,7 @@ from functools import partial
 
 import numpy as np
 
+from ldmprobe_core.analysis.controls.coverage import partial_inputs
 from ldmprobe_core.analysis.controls.records import ClassMapExact, ClassMapRecord, ClassMapScore
 from ldmprobe_core.analysis.joint.probes import JointProbes
 from ldmprobe_core.probing.block_scores import block_means
@@ -176,7 +177,7 @@ def _class_map_record(probes: JointProbes, bootstrap: Bootstrap) -> ClassMapReco
         )
 
     def above(other: np.ndarray) -> Interval:
-        return bootstrap.interval_of(np.stack([best.best, other]), _difference)
+        return bootstrap.interval_of(paired(best.best, other), _difference)
 
     return ClassMapRecord(
         components=list(probes.parts),
@@ -187,8 +188,25 @@ def _class_map_record(probes: JointProbes, bootstrap: Bootstrap) -> ClassMapReco
         above_position=above(position),
         inputs={name: score(name) for name in inputs},
         above_inputs={name: above(cells[name].best) for name in inputs},
+        partial_inputs=partial_inputs(run, probes.labels.heldout),
         exact=_exact_scores(probes, best, truth[is_test], exact, bootstrap),
     )
+
+
+def paired(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Stack overlaps of two predictions, without the samples in which either is undefined.
+
+    An input control may be defined in some images alone.  Means over other images than those of
+    the control would differ from it even where its predictions are equal.
+
+    Args:
+        first, second: overlaps (2, class, sample).
+
+    Returns:
+        (2, 2, class, sample); NaN for samples that are left out.
+    """
+    both = np.stack([first, second])
+    return np.where(np.isfinite(both).all((0, 1, 2)), both, np.nan)
 
 
 def _iou_of_class(means: np.ndarray, index: int) -> np.ndarray:

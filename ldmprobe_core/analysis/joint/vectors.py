@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ldmprobe_core.analysis.controls.coverage import partial_inputs
 from ldmprobe_core.analysis.controls.records import VectorExact, VectorRecord, VectorScore
 from ldmprobe_core.analysis.joint.probes import JointProbes, upsample_tokens
 from ldmprobe_core.probing.block_scores import block_means
@@ -155,6 +156,7 @@ def _vector_record(vector: _Vector, bootstrap: Bootstrap) -> VectorRecord:
         less_inputs={
             name: bootstrap.interval(angle - cells[name].angle[is_test]) for name in inputs
         },
+        partial_inputs=partial_inputs(run, vector.probes.labels.heldout),
         exact=_exact_scores(vector, cells[layer].tokens[is_test], bootstrap),
     )
 

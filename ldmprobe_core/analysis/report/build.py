@@ -17,6 +17,11 @@ import jinja2
 import yaml
 
 from ldmprobe_core.analysis.controls.records import LARGEST_P
+from ldmprobe_core.analysis.controls.wording import (
+    control_columns,
+    control_title,
+    partial_input_lines,
+)
 from ldmprobe_core.analysis.exports import scores_csv
 from ldmprobe_core.analysis.kept_analysis import analyse
 from ldmprobe_core.analysis.records import PeakRecord, Summary, load_summary
@@ -43,12 +48,12 @@ from ldmprobe_core.analysis.report.overview import overview_figures
 from ldmprobe_core.analysis.report.samples_page import write_samples_page
 from ldmprobe_core.analysis.report.text import (
     best_rows,
-    control_columns,
-    control_title,
     headline,
     lead,
     number,
+    recognition_sentence,
     short_layer,
+    spread_sentence,
     step,
     warning_lines,
 )
@@ -334,6 +339,7 @@ def _page(run: Run, summary: Summary, figure_records: dict[str, Any]) -> str:
         intervention_title=intervention_title,
         control_title=control_title,
         short_layer=short_layer,
+        partial_input_lines=partial_input_lines,
     )
     study, columns = run.study, control_columns(summary)
     content = yaml.safe_dump(
@@ -352,9 +358,8 @@ def _page(run: Run, summary: Summary, figure_records: dict[str, Any]) -> str:
         largest_p=LARGEST_P,
         partial_columns=[n for n in columns if n != "position" and n not in PROBE_KINDS],
         exact={name: part for name, part in summary.properties.items() if part.exact},
-        resplits=max(
-            (sum(part.layer.resplits.values()) for part in summary.properties.values()), default=0
-        ),
+        recognition=recognition_sentence(summary.classes) if summary.classes else "",
+        spread=spread_sentence(summary, study.capture.keep),
         warnings=warning_lines(summary),
         published=published,
         study_yaml=content,

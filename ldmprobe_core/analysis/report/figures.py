@@ -13,6 +13,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from ldmprobe_core.analysis.controls.wording import control_title
 from ldmprobe_core.analysis.curves import Curves
 from ldmprobe_core.analysis.records import Summary
 from ldmprobe_core.analysis.report.image_grid import colored, draw_image_grid, image_grid
@@ -27,7 +28,7 @@ from ldmprobe_core.analysis.report.style import (
     PROBE_LINE,
     SCORE_COLORMAP,
 )
-from ldmprobe_core.analysis.report.text import control_title, metric_title, short_layer
+from ldmprobe_core.analysis.report.text import metric_title, short_layer
 from ldmprobe_core.analysis.run_analysis import RunAnalysis
 from ldmprobe_core.analysis.stored_probes import SampleMaps
 from ldmprobe_core.pipeline.groups import STEP_IMAGES, samples_in

@@ -7,8 +7,10 @@ from ldmprobe_core.interventions.measures.scores import OWN_LABEL
 from ldmprobe_core.interventions.null_directions import NULLS
 from ldmprobe_core.interventions.results import EffectRecord, InterventionSummary, SiteRecord
 from ldmprobe_core.interventions.spec import DONOR, EDITED, ERASURES, PROBE_EDITS
-from ldmprobe_core.probing.inference.bootstrap import Interval
+from ldmprobe_core.probing.inference.bootstrap import MINIMUM_CLUSTERS, Interval
 from ldmprobe_core.study.layers import LATENTS
+
+_NO_INTERVAL = f"no intervals, as fewer than {MINIMUM_CLUSTERS} distinct prompts have a score"
 
 
 def intervention_title(summary: InterventionSummary) -> str:
@@ -28,7 +30,7 @@ def intervention_title(summary: InterventionSummary) -> str:
     if not has_targets(summary):
         pairs = f"{summary.pairs} samples"
     if summary.unedited.low is None:
-        pairs += ", too few distinct prompts for intervals"
+        pairs += f", {_NO_INTERVAL}"
     text = f"{spec.prop}, {spec.method}{how}: {where}; {pairs}"
     return f"{text}; {summary.undefined} scores undefined" if summary.undefined else text
 
@@ -130,12 +132,22 @@ def map_sentence(summary: InterventionSummary) -> str:
     The effect of an erasure is a lower score, and that of other edits a higher one.
     The intervals are not corrected for the number of cells, and the sentence says so.  It also has
     the number of cells with the opposite effect: without any effect, both numbers would be alike.
+    Cells without an interval say nothing of an effect, so they are not among the cells counted.
     The denoiser's input is not a layer, so the sentence leaves it out.
     """
     against = "the null edit" if "orthogonal" in summary.sites[0].effects else "the unedited images"
-    cells = [site for site in summary.sites if site.layers[0] != LATENTS]
+    rows = [site for site in summary.sites if site.layers[0] != LATENTS]
+    if not rows:
+        return "Only the denoiser's input is edited, and no layer."
     sign = effect_sign(summary.intervention.method)
     edit = "edit" if sign > 0 else "erasure"
+    cells = [site for site in rows if site.used.low is not None]
+    without = len(rows) - len(cells)
+    if not cells:
+        return (
+            f"Whether the {edit} has an effect is not determined in any of {len(rows)} cells: "
+            f"{_NO_INTERVAL}."
+        )
     clear = [site for site in cells if clear_of_zero(site.used)]
     used = [site for site in clear if sign * (site.used.mean or 0.0) > 0]
     opposite = len(clear) - len(used)
@@ -146,6 +158,8 @@ def map_sentence(summary: InterventionSummary) -> str:
         f"interval clear of zero, and in {opposite} it {lowers} it (intervals are not corrected "
         "for the number of cells)"
     )
+    if without:
+        text += f"; not determined in {without} of {len(rows)} cells ({_NO_INTERVAL})"
     if not used:
         return text + "."
     best = max(used, key=lambda site: sign * (site.used.mean or 0.0))

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ldmprobe_core.analysis.controls.wording import control_title
 from ldmprobe_core.analysis.records import PropertyRecord, Summary
 from ldmprobe_core.analysis.report.figures import step_ticks
 from ldmprobe_core.analysis.report.image_grid import image_grid
@@ -22,7 +23,6 @@ from ldmprobe_core.analysis.report.style import (
     PROBE_LINE,
 )
 from ldmprobe_core.analysis.report.text import (
-    control_title,
     lead,
     metric_title,
     number,
@@ -33,7 +33,6 @@ from ldmprobe_core.analysis.report.text import (
 from ldmprobe_core.analysis.run_analysis import RunAnalysis
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap
 from ldmprobe_core.probing.inference.emergence import Lead
-from ldmprobe_core.study.probe_kinds import PROBE_KINDS
 
 
 def overview_sentences(summary: Summary) -> list[str]:
@@ -110,20 +109,32 @@ def _later(value: Lead) -> str:
 
 
 def _comparison(result: PropertyRecord) -> str:
-    """Name the controls that the best probe does not exceed; if it exceeds all, the closest one."""
-    if result.not_beyond:
-        *others, last = map(control_title, result.not_beyond)
-        return f"not clearly above {', '.join(others)}{' and ' if others else ''}{last}"
+    """Name the controls that the best probe does not exceed; if it exceeds all, the closest one.
+
+    Controls that it cannot be compared with, because too few prompts have both scores, are named in
+    a clause of their own.
+    """
+    unknown = ""
+    if result.not_compared:
+        unknown = f"; no interval to compare it with {_joined(result.not_compared)}"
+    if result.not_clear:
+        return f"not clearly above {_joined(result.not_clear)}{unknown}"
     differences = {
         name: record.difference
-        for name, record in result.controls.by_name().items()
-        if name not in PROBE_KINDS and record.difference.mean is not None
+        for name, record in result.controls.linear().items()
+        if record.compared
     }
+    if not differences:
+        return "without an interval to compare it with any control"
     nearest = min(differences, key=lambda name: differences[name].mean or 0.0)
-    return (
-        f"above every control; the closest, {control_title(nearest)}, is "
-        f"{number(differences[nearest])} lower"
-    )
+    closest = f"the closest, {control_title(nearest)}, is {number(differences[nearest])} lower"
+    return f"above every {'other ' * bool(unknown)}control; {closest}{unknown}"
+
+
+def _joined(names: list[str]) -> str:
+    """Join the titles of controls, as ``a, b and c``."""
+    *others, last = map(control_title, names)
+    return f"{', '.join(others)}{' and ' if others else ''}{last}"
 
 
 def overview_figures(

@@ -7,16 +7,15 @@ would make every command start slowly.
 from __future__ import annotations
 
 from ldmprobe_core.analysis.classes.records import ClassesRecord
-from ldmprobe_core.analysis.controls.records import ControlRecord
+from ldmprobe_core.analysis.controls.wording import against, control_columns
 from ldmprobe_core.analysis.records import (
+    CurveRecord,
     LeadsRecord,
     PropertyRecord,
     Summary,
 )
-from ldmprobe_core.probing.inference.bootstrap import Interval
+from ldmprobe_core.probing.inference.bootstrap import MINIMUM_CLUSTERS, Interval
 from ldmprobe_core.probing.inference.emergence import Crossing, Lead
-from ldmprobe_core.study.conditions import CONDITIONS, controls
-from ldmprobe_core.study.probe_kinds import PROBE_KINDS
 from ldmprobe_core.study.properties import PROPERTIES, property_of
 
 _METRIC_TITLES = {
@@ -24,42 +23,11 @@ _METRIC_TITLES = {
     "spearman_partial": "partial rank correlation",
     "dice": "Dice",
 }
-_BASELINE_TITLES = {
-    "position": "position alone",
-    "latents": "the latents alone",
-    "clean_pixels": "the predicted clean image's pixels",
-    "prompt": "the prompt alone",
-    "same_prompt": "its own maps on other images of the same prompt",
-}
 
 
 def metric_title(name: str) -> str:
     """Return a metric's title for sentences and axes."""
     return _METRIC_TITLES.get(name, name)
-
-
-def control_title(name: str) -> str:
-    """Return the title of a control: a baseline, a control condition or a nonlinear probe kind."""
-    if name in _BASELINE_TITLES:
-        return _BASELINE_TITLES[name]
-    record = CONDITIONS.get(name) or PROBE_KINDS.get(name)
-    return record.title if record else name
-
-
-def control_columns(summary: Summary) -> dict[str, str]:
-    """Return the column headings of the report table's controls, by control name.
-
-    An optional control gets a column only if at least one property has it.
-    """
-    used = {name for result in summary.properties.values() for name in result.controls.by_name()}
-    columns = {"position": "position"}
-    for condition in controls():
-        if condition.always_stored or condition.name in used:
-            columns[condition.name] = condition.column
-    columns["latents"] = "latents"
-    if "clean_pixels" in used:
-        columns["clean_pixels"] = "clean pixels"
-    return columns | {name: name for name in sorted(used) if name not in columns}
 
 
 def short_layer(layer: str) -> str:
@@ -105,7 +73,7 @@ def best_rows(summary: Summary) -> list[dict[str, str]]:
     rows = []
     for name, result in summary.properties.items():
         best, emergence, records = result.best, result.emergence, result.controls.by_name()
-        above = result.controls.position.exceeded
+        position = result.controls.position
         rows.append(
             {
                 "property": name,
@@ -118,9 +86,9 @@ def best_rows(summary: Summary) -> list[dict[str, str]]:
                     for key, heading in columns.items()
                 },
                 "above position": "yes"
-                if above
+                if position.exceeded
                 else "not clearly"
-                if best.score.low is not None
+                if position.compared
                 else "no interval",
                 "onset": step(emergence.probe.relative.onset),
                 "image onset": step(emergence.decoded.relative.onset),
@@ -153,7 +121,7 @@ def headline(summary: Summary) -> list[str]:
         line = (
             f"{property_title(name)}: at the last step the best probe scores {number(last.score)} "
             f"({metric_title(best.metric)}); the best cell, {number(best.score)}, "
-            f"{_against(result)}."
+            f"{against(result)}."
         )
         # With too few test prompts, a score has no confidence interval and therefore no onset step.
         # The sentence already gives that reason, so add no sentence on the onset.
@@ -188,7 +156,12 @@ def warning_lines(summary: Summary) -> list[str]:
     """
     lines = [_nonfinite_line(summary)]
     for name, result in summary.properties.items():
-        undefined, parts = result.undefined, []
+        undefined, parts = result.undefined, _fewer_images(result.leads)
+        if undefined.unchosen:
+            parts.append(
+                "no validation score is defined in any cell, so nothing could be chosen, and the "
+                "best cell is the first one"
+            )
         if undefined.any:
             parts.append(
                 f"{undefined.best} of {summary.samples['test']} test scores of the best cell are "
@@ -213,6 +186,18 @@ def warning_lines(summary: Summary) -> list[str]:
     return [line for line in lines if line]
 
 
+def _fewer_images(leads: LeadsRecord) -> list[str]:
+    """List the leads of fewer images than have step images, as scores are undefined in others."""
+    rivals = leads.decoded, leads.clean, leads.decoded_recalibrated, leads.clean_recalibrated
+    least = min((one.samples for one in rivals if one.samples is not None), default=leads.samples)
+    if least == leads.samples:
+        return []
+    return [
+        f"leads are of {least} or more of {leads.samples} images, those in which the scores of "
+        "both probes and labeler are defined at every step"
+    ]
+
+
 def _nonfinite_line(summary: Summary) -> str:
     """Say how many activations are not finite, and in which cells; empty if all are finite."""
     if not summary.nonfinite and not summary.nonfinite_permuted:
@@ -232,16 +217,36 @@ def _nonfinite_line(summary: Summary) -> str:
 
 
 def classes_line(classes: ClassesRecord) -> str:
-    """Write the sentence on the step from which the class labeler recognises the target class."""
+    """Write the sentences on the class labeler: when it recognises the class, and how surely."""
+    return (
+        f"Class: {recognition_sentence(classes)} {classes.confident * 100:.1f}% of final images "
+        "have a top probability above 90%."
+    )
+
+
+def recognition_sentence(classes: ClassesRecord) -> str:
+    """Write the sentence on the step from which the class labeler recognises the target class.
+
+    It begins in lower case.  The mean steps are of the images in which the class leads at the last
+    step, which need not be the same ones in the decoded latents and in the predicted clean image.
+    """
     decoded, clean = classes.recognition_step["trajectory"], classes.recognition_step["clean"]
     target = "prompt's class" if classes.by_prompt else "final image's top class"
-    share, confident = classes.recognized * 100, classes.confident * 100
-    return (
-        f"Class: the {target} leads at the last step in {share:.1f}% of the {classes.samples} "
-        "images whose steps were decoded; in these it leads, on average, from step "
-        f"{number(decoded)} on in the decoded latents and from step {number(clean)} on in the "
-        f"predicted clean image. {confident:.1f}% of final images have a top probability above 90%."
+    text = (
+        f"the {target} leads in the decoded latents of the last step in "
+        f"{classes.recognized * 100:.1f}% of the {classes.samples} images whose steps were decoded"
     )
+    if decoded.mean is not None:
+        text += f", on average from step {number(decoded)} on"
+    if classes.recognized_clean is None:
+        if clean.mean is None:
+            return f"{text}."
+        return (
+            f"{text}; in the predicted clean image, on average from step {number(clean)} on in the "
+            "images in which it leads at the last step there."
+        )
+    text += f"; in the predicted clean image of that step in {classes.recognized_clean * 100:.1f}%"
+    return text + ("." if clean.mean is None else f", on average from step {number(clean)} on.")
 
 
 def _onset_sentence(result: PropertyRecord) -> str:
@@ -249,23 +254,60 @@ def _onset_sentence(result: PropertyRecord) -> str:
     probe = result.emergence.probe.relative.onset
     decoded = result.emergence.decoded.relative.onset
     if not probe.distribution:
-        return (
-            " Its onset is undefined, as the probes do not clear the position baseline at the "
-            "last step."
-        )
+        return f" Its onset is undefined{_undefined_reason(result.emergence.probe)}."
     chosen = short_layer(result.layer.name)
-    if total := sum(result.layer.resplits.values()):
+    total, tied = sum(result.layer.resplits.values()), len(result.layer.tied)
+    # Re-splits choose among the tied layers only, so with one they have no choice.
+    if total and tied > 1:
         number_of_choices = result.layer.resplits.get(result.layer.name, 0)
-        chosen += f" (the layer that {number_of_choices} of {total} re-splits choose)"
+        chosen += (
+            f" (of {tied} layers within one standard error, the one that {number_of_choices} of "
+            f"{total} re-splits choose)"
+        )
     sentence = f" Probes of {chosen} keep half of their gain {_from(probe)}"
     if probe.determined and probe.step is not None:
         sentence += f" (by then in {probe.distribution[probe.step - 1]:.0%} of the resamples)"
     if not decoded.distribution:
-        return f"{sentence}; the onset of the labeler on the step's decoded latents is undefined."
+        return (
+            f"{sentence}; the onset of the labeler on the step's decoded latents is undefined"
+            f"{_undefined_reason(result.emergence.decoded)}."
+        )
     return (
         f"{sentence}, the labeler on the step's decoded latents keeps half of its own "
         f"{_from(decoded)}{_lead_clause(result.leads)}"
     )
+
+
+def spread_sentence(summary: Summary, keep: str) -> str:
+    """Say what variation the intervals of onset and settled steps hold.
+
+    Args:
+        summary: summary of a run.
+        keep: its study's ``capture.keep``.
+    """
+    counts = [sum(result.layer.resplits.values()) for result in summary.properties.values()]
+    if total := max(counts, default=0):
+        return (
+            f"Intervals hold the spread between test samples and {total} other divisions of the "
+            "remaining samples into training and validation, each with ridge probes of the layer "
+            "that it chooses among those within one standard error of the best."
+        )
+    reason = "the training samples are of a single prompt, which cannot be divided"
+    if keep == "statistics":
+        reason = "the activations of training samples are not stored to divide them again"
+    return f"Intervals hold the spread between test samples only, because {reason}."
+
+
+def _undefined_reason(curve: CurveRecord) -> str:
+    """Return the clause on why a curve has no onset; empty if the summary does not tell."""
+    if curve.undefined_because == "not_above_position":
+        return ", as the score at the last step is not clearly above that of position alone"
+    if curve.undefined_because == "too_few_prompts":
+        return (
+            f", as fewer than {MINIMUM_CLUSTERS} test prompts have a score, and one of position "
+            "alone, at every step"
+        )
+    return ""
 
 
 def _from(value: Crossing) -> str:
@@ -293,44 +335,3 @@ def _steps(lead: str) -> str:
     if lead == "–":
         return "undefined"
     return lead if lead.startswith("not determined") else f"{lead} steps"
-
-
-def _on(samples: dict[str, int] | None) -> str:
-    """Format the number of test images that a control covers; empty if it covers all of them."""
-    return "" if samples is None else f" on {samples['test']} test images"
-
-
-def _large_p(record: ControlRecord) -> str:
-    """Format the p value of a control, if it alone keeps the control from being exceeded."""
-    is_cause = record.difference.low is not None and record.difference.low > 0
-    return f", p = {record.p:.2f}" if is_cause and record.p and not record.exceeded else ""
-
-
-def _against(result: PropertyRecord) -> str:
-    """Return the clause on the controls: those that the best probe exceeds, and those it does not.
-
-    Each control is given with its score in its own best cell and the paired difference.  With too
-    few test prompts there is no interval, and the clause says so.
-    """
-    if result.best.score.low is None:
-        prompts, lost = result.clusters.prompts, result.undefined.best
-        undefined = f", {lost} test score{'s' * (lost != 1)} undefined" if lost else ""
-        count = f"{prompts} test prompt{'s' * (prompts != 1)}{undefined}"
-        return f"has no interval ({count}) to compare by"
-    # Leave out nonlinear probes: they show what linear probes miss, and may score above the best
-    # linear probe.
-    records = {n: c for n, c in result.controls.by_name().items() if n not in PROBE_KINDS}
-    cleared = [name for name in records if name not in result.not_beyond]
-    missed = [name for name in records if name not in cleared]
-
-    def listed(names: list[str]) -> str:
-        return ", ".join(
-            f"{control_title(name)} (by {number(records[name].difference)}"
-            f"{_on(records[name].samples)}{_large_p(records[name])})"
-            for name in names
-        )
-
-    if not missed:
-        return f"is above {listed(cleared)}"
-    above = f"is above {listed(cleared)}, but " if cleared else "is "
-    return f"{above}not clearly above {listed(missed)}"

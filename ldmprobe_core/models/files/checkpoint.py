@@ -208,9 +208,10 @@ def require_weights(folder: Path, network: nn.Module) -> None:
     missing, mismatched = [], []
     for name, value in network.state_dict().items():
         shape = tuple(value.shape)
-        tensor = next((stored[alias] for alias in _aliases(name) if alias in stored), None)
+        tensor = _find(stored, name)
         if tensor is None:
-            if name not in tied and not name.endswith("position_ids"):
+            copied = any(_find(stored, other) for other in tied.get(name, ()))
+            if not copied and not name.endswith("position_ids"):
                 missing.append(name)
             continue
         if tensor.shape != shape:
@@ -256,14 +257,21 @@ def _aliases(name: str) -> Iterable[str]:
     yield f"language_model.{name}"
 
 
-def _tied(network: nn.Module) -> set[str]:
-    """Return the names of tied weights, tensors that share their values with another tensor.
+def _find(stored: dict[str, StoredTensor], name: str) -> StoredTensor | None:
+    """Return the tensor of a weight file that a network's tensor is read from; None if it lacks."""
+    return next((stored[alias] for alias in _aliases(name) if alias in stored), None)
 
-    A weight file may omit them.
+
+def _tied(network: nn.Module) -> dict[str, set[str]]:
+    """Return the tied tensors of a network, by name, with the names of those that share its values.
+
+    A weight file may omit all but one of the tensors that share values.
     """
-    tied: set[str] = set()
+    sharing: dict[str, set[str]] = {}
     for prefix, module in network.named_modules():
-        keys = getattr(module, "_tied_weights_keys", None) or ()
-        pairs = [*keys, *keys.values()] if isinstance(keys, dict) else keys
-        tied |= {f"{prefix}.{key}".lstrip(".") for key in pairs}
-    return tied
+        # Transformers lists pairs: the name of a copy, and of the tensor that it is a copy of.
+        keys = getattr(module, "_tied_weights_keys", None)
+        for pair in keys.items() if isinstance(keys, dict) else ():
+            copy, source = (f"{prefix}.{key}".lstrip(".") for key in pair)
+            sharing.setdefault(source, {source}).add(copy)
+    return {name: names - {name} for names in sharing.values() for name in names}

@@ -26,6 +26,7 @@ from ldmprobe_core.models.layers import (
 from ldmprobe_core.models.sources.base import ModelSource
 from ldmprobe_core.models.sources.lookup import source_of
 from ldmprobe_core.models.timesteps import timesteps
+from ldmprobe_core.pipeline.planning.control_notes import permutation_notes
 from ldmprobe_core.pipeline.planning.declaration_checks import check_declarations
 from ldmprobe_core.pipeline.planning.memory import WorkerMemory
 from ldmprobe_core.pipeline.planning.prompt_checks import (
@@ -57,9 +58,6 @@ from ldmprobe_core.study.readers.model_record import read_model_record
 from ldmprobe_core.study.readers.prompt_files import encoding_notes
 from ldmprobe_core.study.samples import Sample, make_samples, n_stored_samples, resolve_inputs
 from ldmprobe_core.study.schema import Study
-
-_SIGNIFICANT = 0.05
-"""Largest p value that is usually called significant."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +191,7 @@ def plan_study(study: Study) -> StudyPlan:
     architecture = source.architecture
     gaps.attempt(source.require_weights)
     source.check()
-    notes = [*check_settings(architecture, study), *_permutation_notes(study)]
+    notes = [*check_settings(architecture, study), *permutation_notes(study)]
     denoiser, vae = source.networks()
     shapes = _captured_shapes(study, source, denoiser, vae)
     steps = timesteps(architecture, study)
@@ -310,17 +308,6 @@ def _exact_properties(study: Study, missing: list[str]) -> tuple[str, ...]:
                 "or name a labeler"
             )
     return present
-
-
-def _permutation_notes(study: Study) -> list[str]:
-    """Warn if ``controls.permutations`` is too small for any p value to be significant."""
-    least = 1 / (study.controls.permutations + 1)
-    if not study.controls.shuffled_labels or least <= _SIGNIFICANT:
-        return []
-    return [
-        f"controls.permutations is {study.controls.permutations}, so that no p value can be below "
-        f"{least:.3f}; at least {round(1 / _SIGNIFICANT) - 1} can show a value of {_SIGNIFICANT}"
-    ]
 
 
 def _prompt_notes(study: Study, samples: list[Sample], source: ModelSource) -> list[str]:

@@ -63,7 +63,8 @@ class Crossing(BaseModel):
     def at_steps(self, numbers: np.ndarray, steps: int) -> Crossing:
         """Renumber a crossing that was found on some steps only, so that it refers to all steps.
 
-        The curve crosses at the first known step from which it stays at or above its bar.
+        The step is the first known one from which the curve stays at or above its bar.  The curve
+        may cross at any step after the known step before, so the lower end is the first of these.
 
         Args:
             numbers: number of each known step (from 1), ascending.
@@ -71,18 +72,20 @@ class Crossing(BaseModel):
         """
         if not self.distribution or len(numbers) == steps:
             return self
-        step, low, high = (
-            None if end is None else int(numbers[end - 1])
-            for end in (self.step, self.low, self.high)
+        step, high = (
+            None if end is None else int(numbers[end - 1]) for end in (self.step, self.high)
         )
+        low = None
+        if self.low is not None:
+            low = 1 if self.low == 1 else int(numbers[self.low - 2]) + 1
         width = steps if low is None or high is None else high - low
-        before = np.searchsorted(numbers, np.arange(1, steps + 1), side="right")
+        known = np.searchsorted(numbers, np.arange(1, steps + 1), side="right")
         return Crossing(
             step=step,
             low=low,
             high=high,
             determined=step is not None and width <= WIDEST_SHARE * steps,
-            distribution=[float(share) for share in np.append(0.0, self.distribution)[before]],
+            distribution=[float(share) for share in np.append(0.0, self.distribution)[known]],
         )
 
 

@@ -1,4 +1,4 @@
-"""Permutation p value of the best score over layers and steps."""
+"""Permutation p values of the best score over layers and steps."""
 
 from __future__ import annotations
 
@@ -16,13 +16,52 @@ def permutation_p(probe: np.ndarray, draws: np.ndarray) -> float | None:
 
     Args:
         probe: scores of the probe's best cell, (test sample,).
-        draws: scores of all permutations, (draw, step, layer, test sample).
+        draws: scores of all permutations, (draw, step, layer, test sample); NaN if undefined, or if
+            no kind of probe was fitted to the permutation.
 
     Returns:
-        the p value; None if no score of the probe is defined.
+        the p value; None if no score of the probe, or none of any permutation, is defined.
     """
     largest = mean_of_defined(draws, otherwise=-np.inf).max((1, 2))
-    observed = mean_of_defined(probe)
-    if not np.isfinite(observed):
+    return share_as_large(float(mean_of_defined(probe)), largest)
+
+
+def share_as_large(observed: float, permuted: np.ndarray) -> float | None:
+    """Compute the share of permutations whose statistic is at least the observed one.
+
+    The observed one counts as a permutation too.
+
+    Args:
+        observed: statistic of the true labels.
+        permuted: statistic of each permutation, (permutation,); those that are not finite are
+            undefined and left out.
+
+    Returns:
+        the p value; None if the observed statistic or every other one is undefined.
+    """
+    permuted = permuted[np.isfinite(permuted)]
+    if not np.isfinite(observed) or not len(permuted):
         return None
-    return float((1 + (largest >= observed).sum()) / (1 + len(largest)))
+    return float((1 + (permuted >= observed).sum()) / (1 + len(permuted)))
+
+
+def permute_groups(groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draw a permutation of samples that moves each group as a whole.
+
+    Samples of one prompt resemble each other.  A permutation of single samples would break that
+    likeness as well as the relation under test, and its p values would be too small.  If all groups
+    have the same size, each gets the samples of one group in their order.  Otherwise the groups are
+    laid, in a random order, on the places of all samples sorted by group.
+
+    Args:
+        groups: group of each sample, such as its prompt, (sample,).
+        rng: generator of random numbers.
+
+    Returns:
+        index of the sample whose value each sample gets, (sample,).
+    """
+    _, member = np.unique(groups, return_inverse=True)
+    rank = rng.permutation(member.max(initial=-1) + 1)
+    order = np.empty(len(member), int)
+    order[np.argsort(member, kind="stable")] = np.argsort(rank[member], kind="stable")
+    return order

@@ -28,6 +28,10 @@ def choose_layer(scores: np.ndarray, groups: np.ndarray) -> LayerChoice:
     reported as ties (the one-standard-error rule of Breiman et al. 1984, Classification and
     Regression Trees, section 3.4.3).
 
+    A sample counts for a layer only if its scores are defined there at every step.  A layer without
+    scores at steps that are hard to read would otherwise have a better mean.  Only if there is no
+    such sample for any layer, means are over the defined steps.
+
     Args:
         scores: validation scores (step, layer, sample); NaN if undefined.
         groups: prompt of each sample, (sample,); samples of one prompt are not independent.
@@ -35,6 +39,9 @@ def choose_layer(scores: np.ndarray, groups: np.ndarray) -> LayerChoice:
     defined = np.isfinite(scores)
     with np.errstate(invalid="ignore"):
         by_sample = np.where(defined, scores, 0).sum(0) / defined.sum(0)
+    complete = defined.all(0)
+    if complete.any():
+        by_sample[~complete] = np.nan
     by_cluster = cluster_means(by_sample, groups)
     usable = np.isfinite(by_cluster)
     count = usable.sum(1)

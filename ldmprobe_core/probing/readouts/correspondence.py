@@ -22,14 +22,22 @@ def nearest_tokens(source: np.ndarray, target: np.ndarray, points: np.ndarray) -
         (point, 2) float64 row and column as fractions of the target image's height and width.
 
     Raises:
-        UserError: the activations have different numbers of channels, or a point is outside the
-            image.
+        UserError: the activations have different numbers of channels or are not finite, or a point
+            is outside the image.
     """
     if source.shape[-1] != target.shape[-1]:
         raise UserError(
             f"target: its number of channels is not that of source ({target.shape[-1]}, not "
             f"{source.shape[-1]}). Fix: give activations of the same layer"
         )
+    for name, values in (("source", source), ("target", target)):
+        if not np.isfinite(values).all():
+            count = int((~np.isfinite(values)).any(-1).sum())
+            raise UserError(
+                f"{name}: {count} of its tokens have activations that are not finite, and would be "
+                "similar to none or to all. Fix: choose another layer or step, or float32 "
+                "activations (capture.dtype)"
+            )
     places = np.asarray(points, dtype=np.float64)
     if not ((places >= 0) & (places <= 1)).all():
         raise UserError(

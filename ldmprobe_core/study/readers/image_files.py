@@ -207,21 +207,42 @@ def describe_content(path: Path) -> str:
 def _to_rgb(path: Path, image: Image.Image) -> Image.Image:
     """Convert an image to 8-bit RGB; transparent pixels get the colour `BACKGROUND`."""
     mode = image.mode
+    if mode.startswith("I"):
+        return _scaled_grey(path, image)
+    if mode == "RGB" and "transparency" in image.info and _is_png_of_16_bits(path):
+        # Pillow keeps 8 bits of a colour, so that more colours than the transparent one match it.
+        raise UserError(
+            f"{path}: one colour of 16 bits is transparent ({image.info['transparency']}). Fix: "
+            "save the image with an alpha channel, or with 8 bits"
+        )
     if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         below = Image.new("RGBA", rgba.size, (*BACKGROUND, 255))
         return Image.alpha_composite(below, rgba).convert("RGB")
     if mode in _DIRECT:
         return image.convert("RGB")
-    if mode.startswith("I"):
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65535:
-            raise UserError(
-                f"{path}: grey values {values.min()} to {values.max()} do not fit 16 bits. Fix: "
-                "save 8 or 16 bits"
-            )
-        grey = np.rint(values.astype(np.float64) / 257).astype(np.uint8)
-        return Image.fromarray(grey).convert("RGB")
     raise UserError(
         f"{path}: mode {mode} has no defined range of brightness. Fix: save the image as 8-bit RGB"
     )
+
+
+def _scaled_grey(path: Path, image: Image.Image) -> Image.Image:
+    """Convert grey of 16 bits to 8-bit RGB; pixels of the transparent value get `BACKGROUND`."""
+    values = np.asarray(image)
+    if values.min() < 0 or values.max() > 65535:
+        raise UserError(
+            f"{path}: grey values {values.min()} to {values.max()} do not fit 16 bits. Fix: "
+            "save 8 or 16 bits"
+        )
+    grey = np.rint(values.astype(np.float64) / 257).astype(np.uint8)
+    rgb = np.repeat(grey[..., None], 3, axis=-1)
+    if "transparency" in image.info:
+        rgb[values == image.info["transparency"]] = BACKGROUND
+    return Image.fromarray(rgb)
+
+
+def _is_png_of_16_bits(path: Path) -> bool:
+    """Return whether a file is a PNG with 16 bits per channel, by the first chunk."""
+    with path.open("rb") as file:
+        start = file.read(25)
+    return start.startswith(b"\x89PNG") and start[24:] == b"\x10"

@@ -52,6 +52,8 @@ def test_class_curves_equal_a_slow_loop(run):
             assert found.recognition_step[source].mean == pytest.approx(np.nanmean(steps))
         else:
             assert found.recognition_step[source].mean is None
+        share = found.recognized if source == "trajectory" else found.recognized_clean
+        assert share == pytest.approx(np.isfinite(steps).mean())
         agree = [(scores[:, t].argmax(1) == final.argmax(1)).mean() for t in range(3)]
         assert found.agreement[source] == pytest.approx(agree)
 

@@ -9,7 +9,7 @@ from scipy import stats
 from sklearn.metrics import jaccard_score
 
 import ldmprobe as lp
-from ldmprobe_core.analysis.joint.class_maps import class_iou, mean_iou, overlap
+from ldmprobe_core.analysis.joint.class_maps import class_iou, mean_iou, overlap, paired
 from ldmprobe_core.analysis.records import load_summary
 from ldmprobe_core.analysis.report.build import build_report
 from ldmprobe_core.errors import UserError
@@ -82,6 +82,17 @@ def test_interval_of_a_ratio_is_that_of_resampled_sums():
     # The tails are those of the expanded percentile interval of 40 prompts.
     tail = stats.norm.cdf((40 / 39) ** 0.5 * stats.t.ppf(0.05, 39))
     assert (given.low, given.high) == pytest.approx(np.quantile(ratios, [tail, 1 - tail]))
+
+
+def test_difference_of_equal_predictions_is_zero_where_one_is_undefined_in_some_images():
+    rng = np.random.default_rng(3)
+    overlaps = rng.uniform(0.2, 1, (2, 3, 40))
+    overlaps[0] = overlaps[1] * np.linspace(0.1, 0.9, 40)  # the first images are read worst
+    other = overlaps.copy()
+    other[..., :20] = np.nan
+    both = paired(overlaps, other)
+    np.testing.assert_array_equal(both[0], both[1])
+    np.testing.assert_array_equal(np.isfinite(both).all((0, 1, 2)), np.arange(40) >= 20)
 
 
 @pytest.fixture

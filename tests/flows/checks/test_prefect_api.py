@@ -39,6 +39,8 @@ def loopback():
         (200, '{"version": "3.0"}', "foreign"),
         (500, "{}", "silent"),
         (503, "{}", "silent"),
+        (429, "Too Many Requests", "silent"),
+        (408, "{}", "silent"),
     ],
 )
 def test_check_server_by_its_answer(status, body, expected):
@@ -66,11 +68,15 @@ def test_check_server_behind_a_proxy_that_is_down(monkeypatch):
         assert check_server(f"http://127.0.0.1:{port}/api").usable
 
 
-@pytest.mark.parametrize("proxy", ["nonsense://here", "ftp://127.0.0.1:21"])
+@pytest.mark.parametrize(
+    "proxy",
+    ["nonsense://user:secret@here", "ftp://127.0.0.1:21", "http://user:secret/word@127.0.0.1:1"],
+)
 def test_check_server_refuses_proxies_that_no_client_can_use(monkeypatch, proxy):
     monkeypatch.setenv("ALL_PROXY", proxy)
-    with pytest.raises(UserError, match=r"ALL_PROXY cannot be used .*Fix: "):
+    with pytest.raises(UserError, match=r"ALL_PROXY cannot be used .*Fix: ") as refused:
         check_server("http://127.0.0.1:1/api")
+    assert "secret" not in str(refused.value)
 
 
 def test_check_server_names_no_password():

@@ -6,6 +6,7 @@ import contextlib
 import uuid
 from types import SimpleNamespace
 
+import httpx
 import prefect.client.orchestration
 import pytest
 from prefect.exceptions import ObjectNotFound
@@ -16,7 +17,7 @@ import flows.server
 from flows import cli
 from flows.commands.submit import merged_execution
 from infra.stack import free_ports
-from ldmprobe_core.errors import UserError
+from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.study.loading import load_study
 
 STACK = {"runner": "dask", "address": "tcp://127.0.0.1:8786"}
@@ -42,7 +43,7 @@ class Client:
     """Prefect client that knows one deployment, and records the flow runs of it."""
 
     def __init__(self):
-        self.started = []
+        self.started, self.refusal = [], None
 
     def __call__(self, sync_client):
         return contextlib.nullcontext(self)
@@ -54,6 +55,8 @@ class Client:
         return SimpleNamespace(id=uuid.UUID(int=1), parameters=parameters)
 
     def create_flow_run_from_deployment(self, deployment, parameters):
+        if self.refusal is not None:
+            raise self.refusal
         self.started.append(parameters)
         return SimpleNamespace(id=uuid.UUID(int=2), name="study mine")
 
@@ -92,6 +95,27 @@ def test_submit_names_a_deployment_that_does_not_exist(client):
     result = CliRunner().invoke(cli.app, ["submit", "tabletop", "--deployment", "study/none"])
     assert isinstance(result.exception, UserError)
     assert "deployment: there is none of this name (study/none). Fix: list" in str(result.exception)
+
+
+def answer(status, text):
+    response = httpx.Response(status, text=text, request=httpx.Request("POST", "http://x"))
+    return httpx.HTTPStatusError("refused", request=response.request, response=response)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "kind", "message"),
+    [
+        (answer(422, "steps: too few"), UserError, "refuses the study (study/process: steps: too"),
+        (answer(429, ""), RunError, "answers with HTTP status 429. Fix: look with `prefect flow"),
+        (answer(503, "<html>"), RunError, "answers with HTTP status 503. Fix: look"),
+        (httpx.ReadTimeout(""), RunError, "does not answer (ReadTimeout). Fix: look"),
+    ],
+)
+def test_submit_tells_a_refused_study_from_a_busy_server(client, refusal, kind, message):
+    client.refusal = refusal
+    result = CliRunner().invoke(cli.app, ["submit", "tabletop"])
+    assert type(result.exception) is kind
+    assert message in str(result.exception)
 
 
 def test_prefect_server_is_not_started_for_a_submission(monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import struct
+from contextlib import nullcontext
 
 import pytest
 import tiny_models
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.files.checkpoint import read_component, read_header, require_weights
@@ -99,6 +100,34 @@ def test_require_weights_names_a_tensor_of_another_shape(component):
     save_file(state, path / WEIGHTS)
     with pytest.raises(UserError, match=r"tensor 0\.weight has shape \(4, 5\), not \(4, 3\)"):
         require_weights(path, network)
+
+
+@pytest.mark.parametrize(
+    ("kept", "complete"),
+    [
+        ({"shared.weight"}, True),
+        ({"encoder.embed_tokens.weight"}, True),
+        ({"shared.weight", "encoder.embed_tokens.weight"}, True),
+        (set(), False),
+    ],
+)
+def test_require_weights_needs_one_of_the_tensors_that_share_values(tmp_path, kept, complete):
+    """Judged by the library itself: it gives the embedding of the file, or a random one."""
+    both = ("shared.weight", "encoder.embed_tokens.weight")
+    config = T5Config(
+        vocab_size=12, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, num_decoder_layers=0
+    )
+    T5EncoderModel(config).save_pretrained(tmp_path)
+    path, embedding = tmp_path / "model.safetensors", torch.arange(96.0).reshape(12, 8)
+    state = {name: value for name, value in load_file(path).items() if name not in both}
+    save_file(state | {name: embedding.clone() for name in kept}, path, {"format": "pt"})
+    loaded = T5EncoderModel.from_pretrained(tmp_path).encoder.embed_tokens.weight
+    assert torch.equal(loaded, embedding) == complete
+    with torch.device("meta"):
+        network = T5EncoderModel(config)
+    refused = pytest.raises(UserError, match=r"lacks the tensor shared\.weight and 1 more\. Fix")
+    with nullcontext() if complete else refused:
+        require_weights(tmp_path, network)
 
 
 def _shards(path, lost):

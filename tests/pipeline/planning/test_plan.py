@@ -58,6 +58,21 @@ def test_plan_notes_permutations_that_can_show_no_significant_p(tiny_study, perm
 
 
 @pytest.mark.parametrize(
+    ("kinds", "without"),
+    [
+        (["adam"], "foreground, depth, shading"),
+        (["logistic"], "foreground"),
+        (["plain_ridge"], None),
+        (["ridge", "logistic"], None),
+    ],
+)
+def test_plan_names_properties_without_a_permutation_p(tiny_study, kinds, without):
+    labels = {"depth": None, "shading": None} if kinds == ["logistic"] else {}
+    notes = plan_study(tiny_study(probes={"kinds": kinds}, labels=labels)).notes
+    assert [note.rpartition(" for ")[2] for note in notes] == ([without] if without else [])
+
+
+@pytest.mark.parametrize(
     "controls", [{"permutations": 19}, {}, {"shuffled_labels": False, "permutations": 1}]
 )
 def test_plan_notes_no_permutations_that_suffice_or_are_off(tiny_study, controls):

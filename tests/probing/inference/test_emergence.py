@@ -170,3 +170,30 @@ def test_resplits_keep_the_coverage_where_training_varies():
             covered[name] += low <= true <= high
     assert covered["with"] >= 0.93 * 200
     assert covered["without"] < 0.8 * 200
+
+
+@pytest.mark.parametrize("known", [[1, 3, 8, 15], [1, 2, 4, 7, 11, 15], [5, 15], [15]])
+@pytest.mark.parametrize("true_step", [1, 2, 3, 4, 8, 9, 15])
+def test_interval_on_some_steps_holds_the_step_of_all(known, true_step):
+    bootstrap = Bootstrap(np.arange(12), 50, 0.95, 0)
+    margins = np.where(np.arange(1, 16) >= true_step, 1.0, -1.0)[:, None].repeat(12, 1)
+    assert crossing(margins, bootstrap).step == true_step
+    found = crossing(margins[np.array(known) - 1], bootstrap).at_steps(np.array(known), 15)
+    first = min(step for step in known if step >= true_step)
+    before = max((step for step in known if step < first), default=0)
+    assert (found.step, found.low, found.high) == (first, before + 1, first)
+    assert found.low <= true_step <= found.high
+    assert found.determined == (first - before - 1 <= 5)
+    assert found.distribution == [0.0] * (first - 1) + [1.0] * (16 - first)
+
+
+def test_lead_over_a_labeler_seen_at_some_steps_holds_the_lead_at_all():
+    bootstrap, known = Bootstrap(np.arange(12), 50, 0.95, 0), np.array([1, 3, 8, 15])
+
+    def margins(first):
+        return np.where(np.arange(1, 16) >= first, 1.0, -1.0)[:, None].repeat(12, 1)
+
+    probe = crossing(margins(3), bootstrap)
+    labeler = crossing(margins(4)[known - 1], bootstrap).at_steps(known, 15)
+    lead = lead_over(probe, labeler)
+    assert (lead.low, lead.high) == (1, 5)  # 4 - 3 = 1 is the lead at all steps

@@ -37,3 +37,14 @@ def test_undefined_scores_do_not_choose():
     scores[0, 2] = 0.9
     scores[1, 2] = 0.3
     assert choose_layer(scores, np.arange(4)).layer == 2
+
+
+def test_layer_without_scores_at_a_hard_step_is_not_the_best():
+    rng = np.random.default_rng(4)
+    scores = np.stack([np.full((5, 12), 0.75), np.full((5, 12), 0.78)], 1)
+    scores += 0.01 * rng.standard_normal((5, 1, 12))
+    scores[0, 0], scores[0, 1] = np.nan, 0.3  # layer 0 has no activation at step 1
+    assert choose_layer(scores, np.arange(12)).tied == (1,)
+    # Without complete samples in any layer, the defined steps choose.
+    scores[1, 1] = np.nan
+    assert choose_layer(scores, np.arange(12)).layer == 0

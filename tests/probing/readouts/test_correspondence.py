@@ -38,3 +38,14 @@ def test_pck_is_the_fraction_of_points_within_the_tolerance():
     assert pck(predicted, truth, 0.1) == 0.5
     assert pck(predicted, truth, 0.5) == 1
     assert np.isnan(pck(truth[:0], truth[:0]))
+
+
+@pytest.mark.parametrize("which", ["source", "target"])
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_nearest_tokens_refuses_activations_that_are_not_finite(which, value):
+    tokens = {
+        name: np.random.default_rng(0).normal(size=(4, 4, 3)) for name in ["source", "target"]
+    }
+    tokens[which][1, 2, 0] = value
+    with pytest.raises(UserError, match=rf"{which}: 1 of its tokens .* not finite"):
+        nearest_tokens(tokens["source"], tokens["target"], np.array([[0.1, 0.1]]))

@@ -185,7 +185,33 @@ def test_jpeg_with_more_bytes_than_its_image_is_read(tmp_path):
         np.testing.assert_array_equal(np.asarray(open_rgb(path)), expected)
 
 
-def png(rows, interlaced=False, size=(13, 7), bits=8, color=2):
+@pytest.mark.parametrize("transparent", [0, 257, 40000])
+def test_image_of_sixteen_bit_grey_with_a_transparent_value_is_scaled(tmp_path, transparent):
+    values = np.array([[0, 257, 40000, 40001, 65535]], np.uint16)
+    rows = b"\0" + values.astype(">u2").tobytes()
+    picture = png(rows, size=(5, 1), bits=16, color=0, transparent=struct.pack(">H", transparent))
+    (tmp_path / "a.png").write_bytes(picture)
+    expected = [255 if value == transparent else round(value / 257) for value in values[0].tolist()]
+    found = np.asarray(open_rgb(tmp_path / "a.png"))
+    np.testing.assert_array_equal(found, np.repeat(np.array(expected)[None, :, None], 3, -1))
+
+
+def test_image_of_sixteen_bit_colour_with_a_transparent_colour_is_refused(tmp_path):
+    """The decoder keeps 8 bits, in which the two colours are the same."""
+    colours = np.array([25600, 257, 0, 25601, 257, 0], ">u2")
+    for bits, content in ((16, colours.tobytes()), (8, bytes([100, 1, 0, 101, 1, 0]))):
+        transparent = struct.pack(">HHH", *(colours[:3] if bits == 16 else (100, 1, 0)))
+        picture = png(b"\0" + content, size=(2, 1), bits=bits, transparent=transparent)
+        (tmp_path / f"{bits}.png").write_bytes(picture)
+    found = np.asarray(open_rgb(tmp_path / "8.png"))
+    np.testing.assert_array_equal(found, [[[255, 255, 255], [101, 1, 0]]])
+    with pytest.raises(
+        UserError, match=r"16\.png: one colour of 16 bits is transparent.*Fix: save"
+    ):
+        open_rgb(tmp_path / "16.png")
+
+
+def png(rows, interlaced=False, size=(13, 7), bits=8, color=2, transparent=None):
     """A PNG file whose chunks are right, with any number of bytes of rows."""
 
     def chunk(kind, content):
@@ -194,7 +220,12 @@ def png(rows, interlaced=False, size=(13, 7), bits=8, color=2):
 
     header = struct.pack(">IIBBBBB", *size, bits, color, 0, 0, int(interlaced))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
-        [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
+        [
+            chunk(b"IHDR", header),
+            b"" if transparent is None else chunk(b"tRNS", transparent),
+            chunk(b"IDAT", zlib.compress(rows)),
+            chunk(b"IEND", b""),
+        ]
     )
 
 
