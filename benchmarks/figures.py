@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ldmprobe_core.pipeline.prepare import versions
+from ldmprobe_core.pipeline.environments import versions
 from ldmprobe_core.study.loading import load_study, parse_study
 from ldmprobe_core.study.schema import Study
 

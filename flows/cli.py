@@ -208,13 +208,14 @@ def _require_complete(plan: StudyPlan) -> None:
 
 
 def _require_ready(plan: StudyPlan, target: Run) -> None:
-    """Check that the study can run here; print notes about its run if this does not exist yet."""
+    """Check that the study can run here, and print notes about its run."""
+    from ldmprobe_core.pipeline.environments import change_notes
     from ldmprobe_core.pipeline.planning.plan import check_store
     from ldmprobe_core.pipeline.prepare import notes_on_new_run
 
     _require_complete(plan)
     check_store(plan, target)
-    for sentence in () if target.exists else notes_on_new_run(plan, target):
+    for sentence in change_notes(target) if target.exists else notes_on_new_run(plan, target):
         console.print(f"note: {sentence}", highlight=False, markup=False, soft_wrap=True)
 
 

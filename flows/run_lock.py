@@ -29,7 +29,7 @@ from ldmprobe_core.pipeline.prepare import run_in
 from ldmprobe_core.storage.lease import Lease, hold_lease, holder_of
 from ldmprobe_core.storage.lifecycle.lease_files import Holder
 from ldmprobe_core.study.schema import Study
-from tasks.stopping import Stop, StoppedError, requested_stop, require_not_stopped
+from tasks.stopping import Stop, StoppedError, request_stop, requested_stop, require_not_stopped
 
 _WHO = "flow run "
 _PAGE = 200
@@ -64,10 +64,10 @@ def hold_run(url: str, wait_minutes: int | None = None) -> Iterator[Lease]:
     # A flow run that is resumed soon after it was suspended starts while its earlier process still
     # waits for the units in progress.
     patience = UNIT_PATIENCE_S if earlier is not None and earlier.description == who else 0.0
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"on_lost": lambda: request_stop(_taken_over(url))}
     if wait_minutes is not None:
         patience = max(patience, 60.0 * wait_minutes)
-        options = {"on_wait": waiting_notes(url, wait_minutes), "remedy": _WAIT_MORE}
+        options |= {"on_wait": waiting_notes(url, wait_minutes), "remedy": _WAIT_MORE}
     with hold_lease(url, who, patience, **options) as lease, PauseWatch(runtime.flow_run.id):
         expired = {holder.description.removeprefix(_WHO) for holder in lease.previous}
         unmarked = {run for run in expired if not _reconcile(run)}
@@ -90,6 +90,16 @@ def hold_run(url: str, wait_minutes: int | None = None) -> Iterator[Lease]:
             # once more.
             for run in unmarked:
                 _reconcile(run)
+
+
+def _taken_over(url: str) -> Stop:
+    """Return the request to stop a flow whose run another process has taken over."""
+    return Stop(
+        f"{url} was taken over by another process while this one was suspended: the flow ends "
+        "after the units in progress.",
+        3,
+        cancels=False,
+    )
 
 
 def waiting_notes(

@@ -25,6 +25,7 @@ from ldmprobe_core.study.schema import Study
 if TYPE_CHECKING:
     from ldmprobe_core.interventions.results import InterventionSummary
     from ldmprobe_core.pipeline.planning.plan import StudyPlan
+    from ldmprobe_core.storage.lease import Lease
 
 
 _SURROGATES = re.compile(r"\\\\|\\u(d[89ab][0-9a-f]{2})\\u(d[c-f][0-9a-f]{2})")
@@ -207,17 +208,19 @@ def _run_study(study: Study, store: str, progress: bool) -> Run:
         check_fingerprints(target, planned.study)
         return Run(target.url)
     check_store(planned, target)
-    with planned.in_use(), hold_lease(target.url, f"run_study (process {os.getpid()})"):
+    holder = f"run_study (process {os.getpid()})"
+    with planned.in_use(), hold_lease(target.url, holder) as lease:
         run = Run(prepare_run(planned.study, store).url)
-        seconds, peaks = _carry_out(run, progress)
+        seconds, peaks = _carry_out(run, progress, lease)
         on_gpu = "GPU memory" in peaks
         planned_peaks = planned_bytes(planned.memory, 1, on_gpu) if peaks else {}
+        lease.require_held()
         build_report(run, seconds, memory=peak_records(planned_peaks, peaks))
     return run
 
 
-def _carry_out(run: Run, progress: bool) -> tuple[dict[str, float], dict[str, int]]:
-    """Run the units of work that are not complete.
+def _carry_out(run: Run, progress: bool, lease: Lease) -> tuple[dict[str, float], dict[str, int]]:
+    """Run the units of work that are not complete, as long as this process holds the lease.
 
     Returns:
         the seconds that each kind of unit took, and the peak memory of this process after images
@@ -226,7 +229,7 @@ def _carry_out(run: Run, progress: bool) -> tuple[dict[str, float], dict[str, in
     from rich.progress import Progress, TimeRemainingColumn
 
     from ldmprobe_core.models.devices import peak_memory
-    from ldmprobe_core.pipeline.units import UNITS
+    from ldmprobe_core.pipeline.units import UNITS, carry_out_unit
     from ldmprobe_core.storage.units import GENERATE, LABEL
 
     seconds: dict[str, float] = {}
@@ -243,7 +246,8 @@ def _carry_out(run: Run, progress: bool) -> tuple[dict[str, float], dict[str, in
             units = operations.list_units(run)
             for unit in bar.track(units, description=verb, total=len(units)):
                 if not operations.is_done(run, *unit.index):
-                    operations.carry_out(run.url, *unit.index)
+                    lease.require_held()
+                    carry_out_unit(verb, run.url, *unit.index)
                     if operations.kind in (GENERATE, LABEL):
                         peaks = peak_memory()
             seconds[verb] = time.monotonic() - started

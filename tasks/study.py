@@ -10,8 +10,9 @@ from prefect.context import TaskRunContext
 from prefect.logging import get_run_logger
 
 from ldmprobe_core.models.devices import peak_memory
+from ldmprobe_core.pipeline.environments import change_notes
 from ldmprobe_core.pipeline.prepare import prepare_run
-from ldmprobe_core.pipeline.units import UNITS
+from ldmprobe_core.pipeline.units import carry_out_unit
 from ldmprobe_core.storage.lifecycle.retention import (
     Retention,
     apply_retention,
@@ -49,7 +50,7 @@ def carry_out(unit: UnitRef) -> dict[str, Any]:
     `peak_memory`; there is none if the unit was complete already.
     """
     require_not_stopped()
-    result = UNITS[unit.verb].carry_out(unit.run.url, *unit.index)
+    result = carry_out_unit(unit.verb, unit.run.url, *unit.index)
     amounts = [f"{value} {name}" for name, value in result.items() if name not in _MEASURES]
     measures = [f"{result['seconds']:.2f} s"]
     if "bytes" in result:
@@ -76,6 +77,9 @@ def prepare(study: Study, store: str) -> RunRef:
     """Check a study, and create its run unless the run exists."""
     run = prepare_run(study, store)
     get_run_logger().info("run at %s", run.url)
+    if not run.location.has("summary.json"):
+        for sentence in change_notes(run):
+            get_run_logger().warning(sentence)
     return RunRef(url=run.url, identity=run.location.read_text("identity").strip())
 
 

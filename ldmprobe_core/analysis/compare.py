@@ -9,15 +9,13 @@ import numpy as np
 from ldmprobe_core.analysis.records import Summary, load_summary
 from ldmprobe_core.analysis.report.text import number, step
 from ldmprobe_core.errors import RunError, UserError
+from ldmprobe_core.pipeline.environments import COMPUTING, environment_notes
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.conditions import PROBE_CONDITION
 from ldmprobe_core.study.probe_sections import BootstrapSettings
 from ldmprobe_core.study.samples import Sample
 from ldmprobe_core.study.schema import Study
-
-_COMPUTING = ("ldmprobe", "torch", "diffusers", "transformers", "numpy")
-"""Packages whose versions may change results."""
 
 SampleKey = tuple[str, int, str | None, str | None]
 """Prompt, seed, file name of the source image, and hash of this image and its maps."""
@@ -124,8 +122,8 @@ def difference_notes(runs: list[Run]) -> tuple[str, ...]:
     """Describe the settings and versions in which runs differ from the first run in the list.
 
     Returns:
-        for each run, a sentence if its study differs, and one if the packages that compute results
-        have other versions.
+        for each run, a sentence if its study differs, one if the packages that compute results
+        have other versions, and one if several versions of a package took part in it.
     """
     notes = []
     for run in runs[1:]:
@@ -141,7 +139,7 @@ def difference_notes(runs: list[Run]) -> tuple[str, ...]:
         versions = [one.attributes.get("versions", {}) for one in (runs[0], run)]
         others = [
             f"{name} ({versions[0][name]} and {versions[1][name]})"
-            for name in _COMPUTING
+            for name in COMPUTING
             if all(name in one for one in versions) and versions[0][name] != versions[1][name]
         ]
         if others:
@@ -149,7 +147,8 @@ def difference_notes(runs: list[Run]) -> tuple[str, ...]:
                 f"{runs[0].url} and {run.url} were made with other versions, which may change "
                 f"results: {', '.join(others)}"
             )
-    return tuple(notes)
+    mixed = [(run.url, note) for run in runs for note in environment_notes(run)]
+    return (*notes, *(f"{url}: {note}" for url, note in mixed))
 
 
 def _value(value: Any) -> str:

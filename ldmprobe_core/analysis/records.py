@@ -325,9 +325,9 @@ class Summary(Record):
         memory: peak of ``memory``, the resident set, and of ``GPU memory``; empty for runs of
             earlier releases, and if all images were generated and labeled before.
         bytes: size of the run's files.
-        versions: versions of Python packages by name.
-        notes: remarks of the plan on settings that it accepted, one sentence each, such as prompts
-            that are truncated or words that the model was not trained on.
+        versions: versions of Python packages by name, with which the run was created.
+        notes: remarks, one sentence each: those of the plan on settings that it accepted, such as
+            prompts that are truncated, and that several versions or devices took part.
     """
 
     study: str

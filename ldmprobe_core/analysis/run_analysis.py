@@ -15,6 +15,7 @@ from ldmprobe_core.interventions.results import (
     main_results,
     read_intervention_summary,
 )
+from ldmprobe_core.pipeline.environments import environment_notes
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap
 from ldmprobe_core.probing.label_set import LabelSet
 from ldmprobe_core.storage.run import Run
@@ -66,6 +67,7 @@ def current_fields(
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "memory": memory or {},
         "bytes": run.location.size(),
+        "notes": (*run.attributes.get("notes", ()), *environment_notes(run)),
     }
 
 

@@ -93,7 +93,6 @@ def _summarise(
         nonfinite_permuted=nonfinite.get("permuted"),
         nonfinite_cells=nonfinite_cells,
         versions=attributes["versions"],
-        notes=tuple(attributes.get("notes", ())),
         **current_fields(run, seconds, memory),
     )
     return RunAnalysis(summary, curves, bootstrap, labels.heldout[is_test], labels)

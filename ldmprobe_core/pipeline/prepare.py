@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
-import platform
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +11,15 @@ from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.labelers.registry import check_labeler, labelers_of
 from ldmprobe_core.models.sources.lookup import source_of
 from ldmprobe_core.models.timesteps import log_snr
+from ldmprobe_core.pipeline.environments import versions
 from ldmprobe_core.pipeline.model_cache import get_labelers, model_access
 from ldmprobe_core.pipeline.planning.labeler_sizes import wide_properties
 from ldmprobe_core.pipeline.planning.plan import StudyPlan, check_store, plan_of
 from ldmprobe_core.storage.filesystem import Location
 from ldmprobe_core.storage.probe_schema import RunShape
 from ldmprobe_core.storage.run import Run
+from ldmprobe_core.storage.stores.metadata_cache import invalidate_cache
 from ldmprobe_core.study.schema import Study
-
-_PACKAGES = ("ldmprobe", "torch", "diffusers", "transformers", "numpy", "zarr", "xarray", "prefect")
 
 
 def prepare_run(study: Study, store: str) -> Run:
@@ -49,6 +47,9 @@ def prepare_run(study: Study, store: str) -> Run:
                 run.create(shape, record)
                 return run
     check_fingerprints(run, study)
+    # This process may have computed units of the run before, and remember that it recorded the
+    # device that they were computed on.
+    invalidate_cache(run.url)
     # The settings of the `execution` section do not affect results, so they may differ from the
     # recorded ones.  Record the current ones.
     run.location.write_text("study.json", study.to_json())
@@ -200,17 +201,6 @@ def _differences(before: dict[str | None, str | None], now: dict[str | None, str
         return ", ".join(map(str, names[:3])) + more
 
     return "; ".join(f"{kind}: {listed(names)}" for kind, names in kinds.items() if names)
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that affect results, by name."""
-    packages = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            packages[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            packages[name] = "not installed"
-    return packages
 
 
 def code_digest() -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ldmprobe_core.pipeline.accumulate import accumulate_unit
+from ldmprobe_core.pipeline.environments import record_environment
 from ldmprobe_core.pipeline.generate import generate_batch
 from ldmprobe_core.pipeline.label import label_batch
 from ldmprobe_core.pipeline.parallel.cells import probe_cell_in_parallel
@@ -78,6 +79,24 @@ def register_units(operations: UnitOperations) -> UnitOperations:
     return operations
 
 
+def carry_out_unit(verb: str, url: str, *index: int | str) -> dict[str, Any]:
+    """Compute one unit of a run, and record the versions and the device that it is computed with.
+
+    Args:
+        verb: kind of the unit.
+        url: URL of the run.
+        index: index of the unit.
+
+    Returns:
+        the result of `UnitOperations.carry_out`, which skips a unit that is complete.
+    """
+    operations = UNITS[verb]
+    result = operations.carry_out(url, *index)
+    if result["seconds"] and not operations.kind.per_group:
+        record_environment(Run(url), verb)
+    return result
+
+
 def carry_out_units(run: Run) -> None:
     """Compute all units of a run one after another in this thread; complete units are skipped."""
     for operations in list(UNITS.values()):
@@ -85,7 +104,7 @@ def carry_out_units(run: Run) -> None:
             continue
         for unit in operations.list_units(run):
             if not operations.is_done(run, *unit.index):
-                operations.carry_out(run.url, *unit.index)
+                carry_out_unit(operations.kind.verb, run.url, *unit.index)
 
 
 def _batches(verb: str) -> Callable[[Run], list[Unit]]:

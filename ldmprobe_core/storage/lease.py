@@ -51,6 +51,8 @@ MOST_RACES = 30
 class Lease:
     """Lease that this process holds; a thread writes heartbeats until `release` is called.
 
+    The thread calls ``on_lost``, if it is given, when it finds that another process took over.
+
     Attributes:
         previous: earlier holders whose leases expired, oldest first; several if one of them ended
             before it could report the one before.
@@ -58,9 +60,14 @@ class Lease:
     """
 
     def __init__(
-        self, location: Location, number: int, holder: Holder, previous: tuple[Holder, ...]
+        self,
+        location: Location,
+        number: int,
+        holder: Holder,
+        previous: tuple[Holder, ...],
+        on_lost: Callable[[], object] | None = None,
     ) -> None:
-        self.previous = previous
+        self.previous, self._on_lost = previous, on_lost
         self._location, self._number, self._holder = location, number, holder
         self.lost = False
         self._released = threading.Event()
@@ -111,6 +118,8 @@ class Lease:
             with suppress(Exception):
                 if not self._is_mine():
                     self.lost = True
+                    if self._on_lost is not None:
+                        self._on_lost()
                     return
                 self._location.write_text(lease_name(self._number), lease_text(self._holder))
 
@@ -144,6 +153,7 @@ def hold_lease(
     sleep: Callable[[float], None] = time.sleep,
     on_wait: Callable[[Holder], None] | None = None,
     remedy: str = "wait until that process ends, or stop it",
+    on_lost: Callable[[], object] | None = None,
 ) -> Iterator[Lease]:
     """Hold the lease of a run during a ``with`` block; other processes wait or fail meanwhile.
 
@@ -155,6 +165,8 @@ def hold_lease(
         on_wait: function that is called at every heartbeat of a holder that is waited for, with
             `UNKNOWN` for a holder that cannot be read; an exception from it ends the wait.
         remedy: what the message of the UserError says after ``Fix:``.
+        on_lost: function that a thread of this process calls at the first heartbeat after another
+            process took the lease over, which it does if this process was suspended.
 
     Raises:
         UserError: another process that is alive holds the lease.
@@ -175,7 +187,7 @@ def hold_lease(
         # is called.
         until = deadline if on_wait is None else time.monotonic()
         if held_by is None or held_by.is_dead or _stopped(location, number, held_by, until):
-            lease = take_lease(location, number + 1, holder_here, held_by)
+            lease = take_lease(location, number + 1, holder_here, held_by, on_lost)
             if lease is None:
                 lost_races += 1
                 _pause_after_race(url, lost_races, sleep)
@@ -276,13 +288,18 @@ def _next_write(location: Location, number: int, written: datetime) -> datetime 
 
 
 def take_lease(
-    location: Location, number: int, holder_here: Holder, previous: Holder | None
+    location: Location,
+    number: int,
+    holder_here: Holder,
+    previous: Holder | None,
+    on_lost: Callable[[], object] | None = None,
 ) -> Lease | None:
     """Acquire a lease that is absent or expired, by creating the file with the next number.
 
     Args:
         number: number of the new lease, one more than that of ``previous``.
         previous: holder of the expired lease, as read before; None if there was no lease.
+        on_lost: as in `hold_lease`.
 
     Returns:
         the lease; None if another process was first, or if the files have changed since the
@@ -299,12 +316,11 @@ def take_lease(
         # process therefore must not hold the new lease, and removes the file that it has created.
         location.remove(lease_name(number))
         return None
-    holders = (
+    holders = [
         read_holder_or_none(location, earlier) for earlier in sorted(numbers) if earlier < number
-    )
-    return Lease(
-        location, number, holder_here, tuple(holder for holder in holders if holder is not None)
-    )
+    ]
+    expired = tuple(holder for holder in holders if holder is not None)
+    return Lease(location, number, holder_here, expired, on_lost)
 
 
 def _key_of(holder: Holder | None) -> str | None:

@@ -103,8 +103,10 @@ def test_differing_settings_finds_other_weights_in_the_same_folder(runs, monkeyp
     }  # fmt: skip
 
 
-def test_difference_notes_name_other_versions_of_packages_that_compute(runs, monkeypatch):
-    pair = [Run(runs[0].url) for _ in range(2)]
+def test_difference_notes_name_other_versions_of_packages_that_compute(runs, monkeypatch, tmp_path):
+    shutil.copytree(runs[0].url, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/environments")
+    pair = [Run(str(tmp_path / "run")) for _ in range(2)]
     for run, torch in zip(pair, ("2.1", "2.2"), strict=True):
         run.study, run.made_with = runs[0].study, {"torch": torch, "numpy": "2", "prefect": torch}
     monkeypatch.setattr(Run, "attributes", property(lambda run: {"versions": run.made_with}))

@@ -1,11 +1,17 @@
 """Building a report: its page and its files."""
 
 import json
+import shutil
 from pathlib import Path
 
+import pytest
 from run_helpers import carry_out
 
+from ldmprobe_core.analysis.report import build
 from ldmprobe_core.analysis.report.build import build_report
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.storage.lease import holder_of
+from ldmprobe_core.storage.run import Run
 
 
 def test_build_report_escapes_prompts_and_writes_figures(tiny_study, tmp_path):
@@ -38,3 +44,22 @@ def test_build_report_escapes_prompts_and_writes_figures(tiny_study, tmp_path):
     assert record["properties"]["depth"]["controls"]["permuted_weights"] is None
     for name in ("foreground-heatmap.svg", "depth-curves.svg"):
         assert (Path(run.url) / "report" / name).stat().st_size > 5_000
+
+
+def test_rebuild_report_holds_the_lease_of_the_run(finished_run, tmp_path, monkeypatch):
+    """So two of them never write summary.json at once, nor one while units are marked."""
+    run = Run(str(shutil.copytree(finished_run.url, tmp_path / "run")))
+    holders = []
+
+    def written(run, *arguments, **options):
+        holders.append(holder_of(run.url))
+        raise RuntimeError("stopped")
+
+    monkeypatch.setattr(build, "build_report", written)
+    with pytest.raises(RuntimeError, match="stopped"):
+        build.rebuild_report(run)
+    assert [holder.description for holder in holders] == ["ldmprobe report"]
+    assert holder_of(run.url) is None
+    run.location.remove("summary.json")
+    with pytest.raises(UserError, match=r"holds no summary\.json"):
+        build.rebuild_report(run)

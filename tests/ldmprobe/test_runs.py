@@ -12,8 +12,11 @@ import zarr
 from run_helpers import HELD_OUT, assert_same, carry_out, small_study, statistics_study
 
 import ldmprobe as lp
-from ldmprobe_core.errors import UserError
+from ldmprobe_core.errors import RunError, UserError
+from ldmprobe_core.pipeline import units
 from ldmprobe_core.pipeline.prepare import prepare_run
+from ldmprobe_core.storage.filesystem import Location
+from ldmprobe_core.storage.lifecycle.lease_files import Holder, lease_name, lease_text
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.stores.checksum_store import CorruptChunkError
 from ldmprobe_core.storage.units import GENERATE, PROBE
@@ -113,6 +116,24 @@ def test_run_study_resumes_what_is_not_marked(run, study, partial, tmp_path):
     resumed = lp.run_study(study, str(tmp_path), progress=False)
     assert resumed.url == partial.url
     assert_same(run, resumed)
+
+
+def test_run_study_ends_after_the_unit_in_which_another_process_took_over(
+    study, tmp_path, monkeypatch
+):
+    """A laptop that slept for longer than a lease lasts, for example."""
+    carry_out_unit, done = units.carry_out_unit, []
+
+    def overtaken(verb, url, *index):
+        done.append((verb, *index))
+        holder = Holder("k", "another", "another-machine/1", 77, 0.0)
+        Location(f"{url}.lease").write_text(lease_name(2), lease_text(holder))
+        return carry_out_unit(verb, url, *index)
+
+    monkeypatch.setattr(units, "carry_out_unit", overtaken)
+    with pytest.raises(RunError, match="was taken over by another process"):
+        lp.run_study(study, str(tmp_path), progress=False)
+    assert done == [("generate", 0)]
 
 
 def test_run_study_refuses_what_check_refuses(study, tmp_path):

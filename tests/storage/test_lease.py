@@ -204,9 +204,10 @@ def test_lease_of_a_remote_holder_with_heartbeats_is_not_taken_over(tmp_path):
 
 
 def test_require_held_fails_after_a_takeover(tmp_path):
-    url = str(tmp_path / "run")
-    with hold_lease(url, "sleeper") as lease:
+    url, told = str(tmp_path / "run"), threading.Event()
+    with hold_lease(url, "sleeper", on_lost=told.set) as lease:
         lease.require_held()
+        assert not told.is_set()
         write_lease(url, 2, elsewhere())  # a takeover
         deadline = time.monotonic() + 20
         while not lease.lost:
@@ -214,6 +215,7 @@ def test_require_held_fails_after_a_takeover(tmp_path):
             time.sleep(0.02)  # polling for its next beat, bounded by the deadline
         with pytest.raises(RunError, match="taken over"):
             lease.require_held()
+        assert told.wait(20)
     assert Location(f"{url}.lease").files() == ["000001", "000002"]  # not its own to remove
 
 

@@ -64,11 +64,15 @@ from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.interventions.results import completed_interventions, read_intervention_summary
 from ldmprobe_core.pipeline.groups import STEP_IMAGES, samples_in
 from ldmprobe_core.probing.inference.bootstrap import MINIMUM_CLUSTERS
+from ldmprobe_core.storage.lease import hold_lease
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.probe_kinds import PROBE_KINDS
 from ldmprobe_core.study.schema import Study
 
 GRID_SAMPLES = 4
+
+_PATIENCE_S = 900.0
+"""Longest time in seconds to wait for another process that writes the same report."""
 
 
 def build_report(
@@ -116,18 +120,24 @@ def rebuild_report(
     A damaged ``summary.json`` is replaced.  The new one then lacks the wall time of the stages and
     the peaks of memory, of which the damaged file had the only record.
 
+    The run's lease is held meanwhile; another process that holds it is waited for.
+
     Args:
         run: finished run.
         samples, second: as in `build_report`.
 
     Raises:
-        UserError: the run is not finished, or a sample is not held out.
+        UserError: the run is not finished, another process works on it for longer than
+            a quarter of an hour, or a sample is not held out.
     """
-    try:
-        summary = load_summary(run)
-    except RunError:
-        return build_report(run, {}, samples, second=second)
-    return build_report(run, summary.seconds, samples, summary.memory, second)
+    # The summary lists interventions that are finished when it is written, and marks the run as
+    # finished, so no other process may write it, or mark units for repair, at the same time.
+    with hold_lease(run.url, "ldmprobe report", patience_s=_PATIENCE_S):
+        try:
+            summary = load_summary(run)
+        except RunError:
+            return build_report(run, {}, samples, second=second)
+        return build_report(run, summary.seconds, samples, summary.memory, second)
 
 
 def _samples_to_draw(run: Run, analysis: RunAnalysis, samples: tuple[int, ...] | None) -> list[int]:
