@@ -58,9 +58,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_STUDY_LIMIT = 400_000
-"""Largest study in bytes.  Prefect accepts flow parameters of up to 512 KiB."""
-
 StudyArgument = Annotated[str, typer.Argument(help="a YAML file, or the name of a built-in study")]
 StoreOption = Annotated[str, typer.Option(help="folder or s3://bucket/prefix that holds runs")]
 SetOption = Annotated[
@@ -164,18 +161,14 @@ def _plan_in(store: str, study: str, overrides: list[str] | None) -> tuple[Study
     # A malformed store address raises an error here, before the study is planned.
     Location(store)
     plan = _plan_alone(study, overrides)
+    from flows.checks.study_size import check_study_size
     from ldmprobe_core.pipeline.prepare import run_in
 
     if not plan.samples:
         # A plan has no samples if the prompts or source images cannot be read on this machine.  The
         # error that this call raises names the missing files.
         _require_complete(plan)
-    size = len(plan.study.to_json())
-    if size > _STUDY_LIMIT:
-        raise UserError(
-            f"prompts.items makes the study {size / 1000:.0f} kB, but Prefect takes at most "
-            f"{_STUDY_LIMIT / 1000:.0f} kB. Fix: name a CSV file with the prompts in prompts.files."
-        )
+    check_study_size(plan.study)
     target = run_in(store, plan.study)
     target.location.require_reachable()
     return plan, target

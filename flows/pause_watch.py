@@ -36,6 +36,13 @@ T = TypeVar("T")
 POLL_EVERY_S = 3.0
 """Interval in seconds between two requests for the state of the flow run."""
 
+SUSPENSION_EVENT = "ldmprobe.flow-run.suspended"
+"""Name of the Prefect event of a process that ends because its flow run was suspended.
+
+Prefect's own event of the suspension comes earlier, and heartbeats of the flow run follow it as
+long as its units in progress go on.  After this event there are none.
+"""
+
 
 class PauseWatch(WatchThread):
     """Context manager whose thread pauses or ends the flow when Prefect's server says so.

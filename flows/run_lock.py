@@ -18,11 +18,12 @@ from prefect import runtime
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.events import emit_event
 from prefect.exceptions import ObjectNotFound, Pause, PrefectException, PrefectHTTPStatusError
 from prefect.logging import get_run_logger
 from prefect.states import Cancelled, Crashed, Suspended
 
-from flows.pause_watch import PauseWatch
+from flows.pause_watch import SUSPENSION_EVENT, PauseWatch
 from ldmprobe_core.errors import without_logins
 from ldmprobe_core.pipeline.planning.plan import StudyPlan, plan_of
 from ldmprobe_core.pipeline.prepare import run_in
@@ -73,10 +74,15 @@ def hold_run(url: str, wait_minutes: int | None = None) -> Iterator[Lease]:
         unmarked = {run for run in expired if not _reconcile(run)}
         try:
             yield lease
+        except Pause:
+            # Prefect's engine noticed the suspension before this process's watch.
+            _tell_suspension()
+            raise
         except StoppedError as error:
             stop = requested_stop()
             if stop is None or not stop.suspends:
                 raise
+            _tell_suspension()
             # Prefect's engine expects this signal from a flow run that was suspended.  With any
             # other exception, it would record the flow run as failed.
             raise Pause(stop.message, state=Suspended()) from error
@@ -100,6 +106,11 @@ def _taken_over(url: str) -> Stop:
         3,
         cancels=False,
     )
+
+
+def _tell_suspension() -> None:
+    """Emit the Prefect event that says that this process of a suspended flow run ends."""
+    emit_event(SUSPENSION_EVENT, {"prefect.resource.id": f"prefect.flow-run.{runtime.flow_run.id}"})
 
 
 def waiting_notes(

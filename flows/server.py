@@ -22,8 +22,10 @@ from pathlib import Path
 import httpx
 from prefect.events.worker import EventsWorker
 from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
     PREFECT_API_URL,
     PREFECT_HOME,
+    PREFECT_SERVER_API_AUTH_STRING,
     get_current_settings,
     temporary_settings,
 )
@@ -123,7 +125,12 @@ def start_server() -> Iterator[str]:
     """Start a new Prefect server, yield its API's URL, and stop it on exit.
 
     Its port is LDMPROBE_PREFECT_PORT if that is set and nothing listens there, else a free one.
+
+    Raises:
+        UserError: the new server would refuse the credentials of this process.
+        RunError: the new server did not start in time; the message names its log.
     """
+    _require_own_login()
     port = _usual_port()
     if "LDMPROBE_PREFECT_PORT" not in os.environ or _listens(port):
         port = _free_port()
@@ -138,6 +145,9 @@ def start_server() -> Iterator[str]:
         # than Prefect's default timeout, and the flow would fail, so use a longer timeout.
         "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
         "PREFECT_SERVER_DATABASE_CONNECTION_TIMEOUT": "60",
+        # Keep modules in the current folder, such as a package `infra` of the user's, from being
+        # imported instead of the server's, also by processes that the server starts.
+        "PYTHONSAFEPATH": "1",
     }
     words = ("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port))
     with log.open("w") as sink:
@@ -169,6 +179,17 @@ def start_server() -> Iterator[str]:
                 process.wait(20)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+def _require_own_login() -> None:
+    """Check that a new server with Prefect's settings would accept a client with these settings."""
+    wanted = PREFECT_SERVER_API_AUTH_STRING.value()
+    if wanted is not None and wanted != PREFECT_API_AUTH_STRING.value():
+        raise UserError(
+            "PREFECT_SERVER_API_AUTH_STRING: a server of this command would refuse the command's "
+            "own requests, since PREFECT_API_AUTH_STRING is not the same. Fix: set both to one "
+            "user:password, or unset both"
+        )
 
 
 def _wait_for_start(server: LocalServer, url: str) -> None:

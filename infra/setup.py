@@ -13,8 +13,14 @@ import sys
 import time
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import s3fs
+
+from flows.pause_watch import SUSPENSION_EVENT
+
+if TYPE_CHECKING:
+    from prefect.events.schemas.automations import AutomationCore
 
 DEPLOYMENTS = Path(__file__).with_name("prefect.yaml")
 _LIMIT_S = 60.0
@@ -85,31 +91,50 @@ def watch_over_flow_runs() -> None:
     """Create a Prefect automation that marks flow runs without heartbeats as crashed.
 
     A flow that resumes a study also marks the flow run that died (`flows.run_lock`).  The
-    automation is for flow runs that are not resumed.
+    automation is for flow runs that are not resumed.  An automation of this name that expects
+    other events, which an earlier release created, is replaced.
     """
     from prefect.client.orchestration import get_client
+
+    watch = crash_automation(_SILENCE)
+    with get_client(sync_client=True) as client:
+        found = client.read_automations_by_name(watch.name)
+        for earlier in found:
+            if getattr(earlier.trigger, "expect", None) == getattr(watch.trigger, "expect", None):
+                return
+        client.create_automation(watch)
+        for earlier in found:
+            client.delete_automation(earlier.id)
+
+
+def crash_automation(silence: timedelta) -> AutomationCore:
+    """Return the Prefect automation that marks flow runs without heartbeats as crashed.
+
+    A flow run that has ended or was suspended sends no heartbeats and is left alone: its last event
+    is one that the automation expects.
+
+    Args:
+        silence: time without a heartbeat after which a flow run counts as crashed, at least 10 s.
+    """
     from prefect.events.actions import ChangeFlowRunState
     from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
     from prefect.states import StateType
 
     name, beat = "ldmprobe: a silent flow run has crashed", "prefect.flow-run.heartbeat"
-    ends = ("Completed", "Failed", "Cancelled", "Crashed")
-    watch = AutomationCore(
+    ends = ("Completed", "Failed", "Cancelled", "Crashed", "Suspended")
+    return AutomationCore(
         name=name,
         trigger=EventTrigger(
             posture=Posture.Proactive,
             match={"prefect.resource.id": ["prefect.flow-run.*"]},
             for_each={"prefect.resource.id"},
             after={beat},
-            expect={beat, *(f"prefect.flow-run.{end}" for end in ends)},
+            expect={beat, SUSPENSION_EVENT, *(f"prefect.flow-run.{end}" for end in ends)},
             threshold=1,
-            within=_SILENCE,
+            within=silence,
         ),
         actions=[ChangeFlowRunState(state=StateType.CRASHED, message="it fell silent")],
     )
-    with get_client(sync_client=True) as client:
-        if not client.read_automations_by_name(name):
-            client.create_automation(watch)
 
 
 def _prefect(*words: str) -> None:

@@ -75,29 +75,30 @@ def follow(
     failed: list[tuple[str, BaseException]] = []
     peaks: dict[str, int] = {}
     left = left or TimeLeft({stage: dict.fromkeys(units, UnitCost(1.0))}, started=started)
-    names = {future: name for name, future in units.items()}
+    names, ended = {future: name for name, future in units.items()}, 0
     with activity(stage, len(units)) as shown:
         for future in _ended(list(names)):
             if future is not None:
                 result = outcome(future)
                 if isinstance(result, BaseException):
                     failed.append((names[future], result))
+                    _tell_first(stage, failed)
                 measured = result if isinstance(result, dict) else {}
                 seconds = measured.get("seconds", 0.0)
                 peaks = largest_peaks(peaks, measured.get("peak", {}))
                 left.record(stage, names[future], seconds, time.monotonic())
-                shown.done += 1
-            shown.note = _note(stage, left)
+                ended += 1
+                shown.done = ended - len(failed)
+            shown.note = _note(stage, left, len(failed))
             refresh(shown)
-            now = time.monotonic()
-            if future and (now - updated > _UPDATE_EVERY_S or shown.done == len(units)):
-                updated = now
+            if future and (time.monotonic() - updated > _UPDATE_EVERY_S or ended == len(units)):
+                updated = time.monotonic()
                 artifact.show(shown)
     require_not_stopped()
     # Fewer ended units than submitted ones mean that some were cancelled for a pause, which may be
     # over by now.
-    if is_paused() or shown.done < len(units):
-        raise PausedError(f"{stage}: paused after {shown.done} of {len(units)} units")
+    if is_paused() or ended < len(units):
+        raise PausedError(f"{stage}: paused after {ended} of {len(units)} units")
     if failed:
         _raise_failure(stage, len(units), failed)
     taken = time.monotonic() - started
@@ -105,12 +106,24 @@ def follow(
     return StageMeasures(taken, peaks)
 
 
+def _tell_first(stage: str, failed: list[tuple[str, BaseException]]) -> None:
+    """Print the first failure of a stage, unless it is one that the flow repairs."""
+    (name, error), *more = failed
+    if not more and not isinstance(error, CorruptChunkError):
+        print_line(f"{stage}: {name} failed, {describe_failure(error)}")
+
+
 def largest_peaks(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
     """Return the larger number of bytes of two, by name of the memory."""
     return {name: max(one.get(name, 0), other.get(name, 0)) for name in {**one, **other}}
 
 
-def _note(stage: str, left: TimeLeft) -> str:
+def _note(stage: str, left: TimeLeft, failed: int) -> str:
+    """Return the number of failed units and the time left, in words."""
+    return (f"{failed} failed, " if failed else "") + _time_note(stage, left)
+
+
+def _time_note(stage: str, left: TimeLeft) -> str:
     """Return the time left of a stage and of the flow, in words."""
     if requested_stop() is not None:
         return "stopping: waiting for the units in progress"

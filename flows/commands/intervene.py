@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from flows.checks.environment import check_environment
 from flows.checks.finished_run import RunArgument, finished_run
-from flows.checks.prefect_settings import check_prefect_settings
 from flows.commands.carry_out import carry_out
 from flows.commands.results import console
 from flows.commands.tables import print_rows
@@ -163,7 +163,7 @@ def run_intervention(finished: Any, what: Any) -> None:
 
     with activity("checking the intervention"):
         create_intervention(finished, what)
-    check_prefect_settings()
+    check_environment()
     from ldmprobe_core.analysis.report.intervention_text import (
         effect_rows,
         intervention_title,

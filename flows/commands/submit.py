@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from flows.checks.environment import check_environment
 from flows.commands.results import console
 from ldmprobe_core.errors import RunError, UserError
 from tasks.display import activity
@@ -35,12 +36,15 @@ def submit(
     with activity("reading the study and the model's configuration"):
         loaded = load_study(study, set_)
         # Imported after the study is read, so that its mistakes are reported without delay.
+        from flows.checks.study_size import check_study_size
         from ldmprobe_core.pipeline.planning.plan import plan_study
 
         plan = plan_study(loaded)
     given = loaded.execution.model_dump(mode="json", exclude_unset=True)
     for sentence in plan.missing:
         console.print(f"note: on this machine: {sentence}", highlight=False, soft_wrap=True)
+    check_study_size(plan.study)
+    check_environment()
     with activity("loading Prefect"):
         from flows.server import prefect_server, ui_url
     content = plan.study.model_dump(mode="json", by_alias=True)

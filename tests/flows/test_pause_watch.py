@@ -6,6 +6,7 @@ import threading
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,10 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling, Failed, Paused, Running, Suspended
 
 import tasks.progress
-from flows import pause_watch
+from flows import pause_watch, run_lock
 from flows.pause_watch import PauseWatch, obey, with_pauses
 from flows.run_lock import hold_run
+from infra.setup import crash_automation
 from ldmprobe_core.storage.lease import hold_lease
 from tasks.progress import follow
 from tasks.stopping import (
@@ -162,13 +164,21 @@ def test_with_pauses_ends_with_a_stop(no_artifacts):
             with_pauses(lambda: follow("generate", {"one": future}))
 
 
-def test_hold_run_tells_prefect_of_a_suspension_and_frees_the_lease(prefect_api, tmp_path):
-    url = str(tmp_path / "run")
+@pytest.mark.parametrize("noticed_by", ["watch", "engine"])
+def test_hold_run_tells_prefect_of_a_suspension_and_frees_the_lease(
+    prefect_api, tmp_path, monkeypatch, noticed_by
+):
+    """Its event is one that keeps the automation of `infra.setup` from taking it for a crash."""
+    url, events, runs = str(tmp_path / "run"), [], []
+    monkeypatch.setattr(run_lock, "emit_event", lambda *given: events.append(given))
 
     @flow
     def suspended():
+        runs.append(runtime.flow_run.id)
         with hold_run(url):
             assert Path(f"{url}.lease").exists()
+            if noticed_by == "engine":
+                raise Pause("suspended", state=Suspended())
             request_stop(Stop("suspended", 130, cancels=False, suspends=True))
             require_not_stopped()
 
@@ -176,6 +186,9 @@ def test_hold_run_tells_prefect_of_a_suspension_and_frees_the_lease(prefect_api,
         suspended()
     assert signal.value.state.name == "Suspended"
     assert not Path(f"{url}.lease").exists()
+    ((name, resource),) = events
+    assert resource == {"prefect.resource.id": f"prefect.flow-run.{runs[0]}"}
+    assert name in crash_automation(timedelta(seconds=600)).trigger.expect
 
 
 def test_hold_run_waits_for_an_earlier_process_of_the_same_flow_run(prefect_api, tmp_path):

@@ -2,15 +2,24 @@
 
 import contextlib
 import json
+import subprocess
+import sys
 
 import prefect
 import pytest
 from http_servers import http_server
-from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, Settings, temporary_settings
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_API_URL,
+    PREFECT_SERVER_API_AUTH_STRING,
+    PREFECT_UI_URL,
+    Settings,
+    temporary_settings,
+)
 
 import flows.server
 from flows.run_flow import QUIET_S
-from flows.server import RECORDING, WAITING, prefect_server, ui_url
+from flows.server import RECORDING, WAITING, prefect_server, start_server, ui_url
 from infra import event_queue
 from infra.stack import free_ports
 from ldmprobe_core.errors import UserError
@@ -97,6 +106,52 @@ def test_prefect_server_refuses_a_configured_one_that_it_cannot_use(status, body
             prefect_server(),
         ):
             pass
+
+
+class StartedError(Exception):
+    """End of a start of a server, which a test needs no more of."""
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Record the command and the environment with which a server would be started."""
+    found = []
+
+    def popen(command, env, **_):
+        found.append((command, env))
+        raise StartedError
+
+    monkeypatch.setattr(flows.server.subprocess, "Popen", popen)
+    yield found
+    monkeypatch.undo()
+
+
+def test_start_server_imports_nothing_from_the_current_folder(started, tmp_path, monkeypatch):
+    with pytest.raises(StartedError), start_server():
+        pass
+    ((command, environment),) = started
+    assert command[:3] == [sys.executable, "-m", "prefect"]
+    monkeypatch.undo()
+    (tmp_path / "of_the_user.py").write_text("print('imported')")
+    words = [sys.executable, "-m", "of_the_user"]
+    here = {name: value for name, value in environment.items() if name != "PYTHONSAFEPATH"}
+    assert subprocess.check_output(words, cwd=tmp_path, env=here) == b"imported\n"
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True)
+    assert b"No module named of_the_user" in done.stderr
+
+
+@pytest.mark.parametrize(("ours", "fits"), [(None, False), ("me:other", False), ("me:word", True)])
+def test_start_server_refuses_a_login_that_the_command_lacks(started, ours, fits):
+    settings = {PREFECT_SERVER_API_AUTH_STRING: "me:word", PREFECT_API_AUTH_STRING: ours}
+    with (
+        temporary_settings(settings),
+        pytest.raises(StartedError if fits else UserError) as error,
+        start_server(),
+    ):
+        pass
+    if not fits:
+        assert str(error.value).startswith("PREFECT_SERVER_API_AUTH_STRING: ")
+        assert "word" not in str(error.value).replace("user:password", "")
 
 
 @pytest.mark.parametrize("shown", [None, "https://me:secret@prefect.example/ui"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from prefect.futures import PrefectConcurrentFuture
 
 import tasks.progress
 from ldmprobe_core.errors import UserError
+from ldmprobe_core.storage.stores.checksum_store import CorruptChunkError
 from tasks.progress import StageError, follow
 from tasks.stopping import Stop, StoppedError, request_stop, stoppable
 
@@ -96,3 +98,37 @@ def test_follow_stops_when_a_stop_is_requested_after_the_last_unit():
         units = _futures(pool, [lambda: request_stop(Stop("late", 130))])
         with pytest.raises(StoppedError):
             follow("generate", units)
+
+
+def test_follow_tells_of_a_failed_unit_while_the_others_go_on(monkeypatch):
+    told, lines, shown = threading.Event(), [], []
+
+    def print_line(text):
+        lines.append(text)
+        told.set()
+
+    def fail(number):
+        raise OSError(28, f"No space left for {number}")
+
+    monkeypatch.setattr(tasks.progress, "print_line", print_line)
+    monkeypatch.setattr(tasks.progress, "get_run_logger", lambda: logging.getLogger("test"))
+    monkeypatch.setattr(
+        tasks.progress, "create_progress_artifact", lambda **given: shown.append(given) or uuid4()
+    )
+    functions = [lambda: fail(0), lambda: told.wait(60), lambda: fail(2)]
+    with ThreadPoolExecutor(1) as pool, pytest.raises(StageError, match="2 of 3 units of generate"):
+        follow("generate", _futures(pool, functions))
+    assert told.is_set()
+    assert lines == ["generate: 0 failed, OSError: [Errno 28] No space left for 0"]
+    assert shown[-1]["description"].startswith("generate: 1 of 3, 2 failed, ")
+    assert round(shown[-1]["progress"]) == 33
+
+
+def test_follow_prints_no_corrupt_data_which_the_flow_repairs(monkeypatch, capfd):
+    def fail():
+        raise CorruptChunkError("/run", "labels/c/0", "changed")
+
+    monkeypatch.setattr(tasks.progress, "get_run_logger", lambda: logging.getLogger("test"))
+    with ThreadPoolExecutor(1) as pool, pytest.raises(CorruptChunkError):
+        follow("generate", _futures(pool, [fail]))
+    assert "changed" not in capfd.readouterr().err

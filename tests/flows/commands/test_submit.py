@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import uuid
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ from flows.commands.submit import merged_execution
 from infra.stack import free_ports
 from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.study.loading import load_study
+from ldmprobe_core.study.prompt_sets import tabletop_prompts
 
 STACK = {"runner": "dask", "address": "tcp://127.0.0.1:8786"}
 
@@ -95,6 +97,25 @@ def test_submit_names_a_deployment_that_does_not_exist(client):
     result = CliRunner().invoke(cli.app, ["submit", "tabletop", "--deployment", "study/none"])
     assert isinstance(result.exception, UserError)
     assert "deployment: there is none of this name (study/none). Fix: list" in str(result.exception)
+
+
+def test_submit_checks_the_environment_before_it_asks_a_server(client, monkeypatch):
+    monkeypatch.setenv("TMPDIR", "/nowhere/at/all")
+    result = CliRunner().invoke(cli.app, ["submit", "tabletop"])
+    assert isinstance(result.exception, UserError)
+    assert str(result.exception).startswith("TMPDIR: temporary files cannot be written")
+    assert client.started == []
+
+
+def test_submit_refuses_a_study_that_prefect_would_refuse(client, tmp_path):
+    """It has fewer characters than the limit has bytes, but most are two bytes in UTF-8."""
+    path = tmp_path / "large.yaml"
+    items = [f"{caption} {'é' * 3_500}" for caption, _ in tabletop_prompts(60, 0)]
+    path.write_text(json.dumps({"prompts": {"items": items}}))
+    result = CliRunner().invoke(cli.app, ["submit", str(path)])
+    assert isinstance(result.exception, UserError)
+    assert str(result.exception).startswith("prompts.items makes the study ")
+    assert client.started == []
 
 
 def answer(status, text):
