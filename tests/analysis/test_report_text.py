@@ -134,9 +134,9 @@ def test_lead_says_what_is_not_determined(value, text):
 @pytest.mark.parametrize(
     ("reason", "clause"),
     [
-        ("not_above_position", ", as the score at the last step is not clearly above that of "
+        ("not_above_position", ", as the score{} at the last step is not clearly above that of "
          "position alone."),
-        ("too_few_prompts", ", as fewer than 5 test prompts have a score, and one of position "
+        ("too_few_prompts", ", as fewer than 5 test prompts have a score{}, and one of position "
          "alone, at every step."),
         (None, "."),
     ],
@@ -146,12 +146,13 @@ def test_headline_gives_the_reason_why_an_onset_is_undefined(reason, clause):
     emergence = made.properties["depth"].emergence
     emergence.probe.undefined_because = reason
     (line,) = headline(made)
-    assert line.endswith(f"). Its onset is undefined{clause}")
+    clause_of_probes = clause.format(" of probes of a.attn1")
+    assert line.endswith(f"). Its onset is undefined{clause_of_probes}")
     emergence.decoded.undefined_because = reason
     emergence.probe = curve(THIRD)
     (line,) = headline(made)
     assert line.endswith(
-        f"; the onset of the labeler on the step's decoded latents is undefined{clause}"
+        f"; the onset of the labeler on the step's decoded latents is undefined{clause.format('')}"
     )
 
 
@@ -273,6 +274,7 @@ def test_overview_sentences_say_score_controls_and_step():
     ("steps", "low", "high", "determined", "text"),
     [
         (5, 3, 6, True, "5 [3, 6] steps later"),
+        (0, 0, 0, True, "at the same step (0 [0, 0] steps)"),
         (0, 0, 2, True, "not clearly earlier or later (0 [0, 2] steps)"),
         (1, -1, 2, True, "not clearly earlier or later (1 [-1, 2] steps)"),
         (-3, -4, -1, True, "3 [1, 4] steps earlier"),
@@ -333,6 +335,8 @@ def test_warnings_name_leads_of_fewer_images_and_a_choice_from_nothing():
     depth.leads.samples = 64
     depth.leads.clean = LeadRecord(onset=Lead(), settled=Lead(), samples=41)
     depth.leads.decoded = LeadRecord(onset=Lead(), settled=Lead(), samples=64)
+    # Without step images of training samples no labeler is recalibrated.
+    depth.leads.decoded_recalibrated = LeadRecord(onset=Lead(), settled=Lead(), samples=0)
     (line,) = warning_lines(made)
     assert "leads are of 41 or more of 64 images" in line
     assert "nothing could be chosen" in line

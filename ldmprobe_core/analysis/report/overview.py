@@ -101,6 +101,8 @@ def _later(value: Lead) -> str:
             return f"{low} to {high} steps later (not determined more closely)"
         steps = "step" if low == -1 else "steps"
         return f"between {-low} {steps} earlier and {high} later (not determined more closely)"
+    if low == high == 0:
+        return "at the same step (0 [0, 0] steps)"
     if low <= 0 <= high:
         return f"not clearly earlier or later ({value.steps} [{low}, {high}] steps)"
     if high < 0:

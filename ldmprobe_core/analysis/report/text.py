@@ -189,7 +189,8 @@ def warning_lines(summary: Summary) -> list[str]:
 def _fewer_images(leads: LeadsRecord) -> list[str]:
     """List the leads of fewer images than have step images, as scores are undefined in others."""
     rivals = leads.decoded, leads.clean, leads.decoded_recalibrated, leads.clean_recalibrated
-    least = min((one.samples for one in rivals if one.samples is not None), default=leads.samples)
+    # A labeler that was not recalibrated has no lead, of no images.
+    least = min((one.samples for one in rivals if one.samples), default=leads.samples)
     if least == leads.samples:
         return []
     return [
@@ -234,7 +235,8 @@ def recognition_sentence(classes: ClassesRecord) -> str:
     target = "prompt's class" if classes.by_prompt else "final image's top class"
     text = (
         f"the {target} leads in the decoded latents of the last step in "
-        f"{classes.recognized * 100:.1f}% of the {classes.samples} images whose steps were decoded"
+        f"{classes.recognized * 100:.1f}% of {classes.samples} image{'s' * (classes.samples != 1)} "
+        "whose steps were decoded"
     )
     if decoded.mean is not None:
         text += f", on average from step {number(decoded)} on"
@@ -253,9 +255,10 @@ def _onset_sentence(result: PropertyRecord) -> str:
     """Write the sentence on the onset steps of the probes and of the image labeler."""
     probe = result.emergence.probe.relative.onset
     decoded = result.emergence.decoded.relative.onset
-    if not probe.distribution:
-        return f" Its onset is undefined{_undefined_reason(result.emergence.probe)}."
     chosen = short_layer(result.layer.name)
+    if not probe.distribution:
+        reason = _undefined_reason(result.emergence.probe, f" of probes of {chosen}")
+        return f" Its onset is undefined{reason}."
     total, tied = sum(result.layer.resplits.values()), len(result.layer.tied)
     # Re-splits choose among the tied layers only, so with one they have no choice.
     if total and tied > 1:
@@ -298,14 +301,20 @@ def spread_sentence(summary: Summary, keep: str) -> str:
     return f"Intervals hold the spread between test samples only, because {reason}."
 
 
-def _undefined_reason(curve: CurveRecord) -> str:
-    """Return the clause on why a curve has no onset; empty if the summary does not tell."""
+def _undefined_reason(curve: CurveRecord, whose: str = "") -> str:
+    """Return the clause on why a curve has no onset; empty if the summary does not tell.
+
+    Args:
+        curve: the curve.
+        whose: words on what is scored.  The best cell may be of another layer than the curve, and
+            above position where the curve is not.
+    """
     if curve.undefined_because == "not_above_position":
-        return ", as the score at the last step is not clearly above that of position alone"
+        return f", as the score{whose} at the last step is not clearly above that of position alone"
     if curve.undefined_because == "too_few_prompts":
         return (
-            f", as fewer than {MINIMUM_CLUSTERS} test prompts have a score, and one of position "
-            "alone, at every step"
+            f", as fewer than {MINIMUM_CLUSTERS} test prompts have a score{whose}, and one of "
+            "position alone, at every step"
         )
     return ""
 

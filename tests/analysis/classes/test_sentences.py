@@ -15,25 +15,25 @@ EIGHT, THREE = Interval(mean=8, low=7, high=9), Interval(mean=3, low=None, high=
     [
         (
             (0.5, 0.75), (EIGHT, THREE), True,
-            "the prompt's class leads in the decoded latents of the last step in 50.0% of the 20 "
+            "the prompt's class leads in the decoded latents of the last step in 50.0% of 20 "
             "images whose steps were decoded, on average from step 8.00 [7.00, 9.00] on; in the "
             "predicted clean image of that step in 75.0%, on average from step 3.00 on.",
         ),
         (
             (0.5, None), (EIGHT, THREE), False,
             "the final image's top class leads in the decoded latents of the last step in 50.0% of "
-            "the 20 images whose steps were decoded, on average from step 8.00 [7.00, 9.00] on; in "
+            "20 images whose steps were decoded, on average from step 8.00 [7.00, 9.00] on; in "
             "the predicted clean image, on average from step 3.00 on in the images in which it "
             "leads at the last step there.",
         ),
         (
             (0.0, 0.0), (NONE, NONE), True,
-            "the prompt's class leads in the decoded latents of the last step in 0.0% of the 20 "
+            "the prompt's class leads in the decoded latents of the last step in 0.0% of 20 "
             "images whose steps were decoded; in the predicted clean image of that step in 0.0%.",
         ),
         (
             (0.0, None), (NONE, NONE), True,
-            "the prompt's class leads in the decoded latents of the last step in 0.0% of the 20 "
+            "the prompt's class leads in the decoded latents of the last step in 0.0% of 20 "
             "images whose steps were decoded.",
         ),
     ],
