@@ -35,13 +35,14 @@ Network = TypeVar("Network", bound=nn.Module)
 CONVERT = "python -m ldmprobe_core.labelers.weights"
 
 _NOT_NEEDED = re.compile(
-    r"(num_batches_tracked|position_ids|relative_position_index)$"
+    r"(num_batches_tracked|position_ids|relative_position_index|mask_token)$"
     r"|neck\.fusion_stage\.layers\.0\.residual_layer1\."
 )
 """Names of tensors that published weights may lack, since no output depends on what files hold.
 
-The first are counters of training, and indices that a network computes from its config.  The last
-belong to a layer that DPT and Depth Anything have but never call; Intel/dpt-large lacks them.
+The first are counters of training, indices that a network computes from its config, and the token
+of masked patches, of which a labeler has none.  The last belong to a layer that DPT and Depth
+Anything have but never call; Intel/dpt-large lacks them.
 """
 
 

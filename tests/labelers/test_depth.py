@@ -87,17 +87,25 @@ def test_dpt_on_another_backbone_than_those_of_midas_has_no_known_sign(
             check_labeler("depth", spec)
 
 
-def test_midas_does_without_the_layer_that_dpt_never_calls(loaded, source_images, tmp_path):
-    """Intel/dpt-large lacks it, and the library fills it with random numbers."""
-    _, complete = loaded("depth", "midas")
-    dpt(tmp_path / "dpt")
-    path = tmp_path / "dpt" / "model.safetensors"
-    unused = "neck.fusion_stage.layers.0.residual_layer1."
+@pytest.mark.parametrize(
+    ("name", "write", "unused"),
+    [
+        ("midas", dpt, "neck.fusion_stage.layers.0.residual_layer1."),
+        ("depth-anything", depth_anything, "backbone.embeddings.mask_token"),
+    ],
+)
+def test_depth_labelers_do_without_tensors_that_are_never_used(
+    loaded, source_images, tmp_path, name, write, unused
+):
+    """Intel/dpt-large lacks those of a layer, and the library fills them with random numbers."""
+    _, complete = loaded("depth", name)
+    write(tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
     state = load_file(path)
     kept = {key: value for key, value in state.items() if not key.startswith(unused)}
     assert len(kept) < len(state)
     save_file(kept, path, {"format": "pt"})
-    spec = LabelerSpec(name="midas", weights=str(tmp_path / "dpt"))
+    spec = LabelerSpec(name=name, weights=str(tmp_path / "model"))
     assert len(check_labeler("depth", spec)) == 16
     labels = load_labeler("depth", spec, CPU)(source_images)
     np.testing.assert_array_equal(labels, complete(source_images))
