@@ -6,6 +6,7 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import httpx
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -14,6 +15,12 @@ from huggingface_hub.errors import (
 )
 
 from ldmprobe_core.errors import LdmprobeError, RunError, UserError
+
+_BAD_ADDRESS = ("UnsupportedProtocol", "InvalidURL")
+"""Names of the exceptions of httpx for a URL that is none.
+
+The hub's client may raise those of a version of httpx that is not this package's.
+"""
 
 _LOGIN = "log in (hf auth login, or HF_TOKEN), and repeat the command"
 
@@ -27,7 +34,8 @@ def fetch_failures(field: str, origin: str) -> Iterator[None]:
         origin: hub id or URL.
 
     Raises:
-        UserError: the study or the login has a mistake.
+        UserError: the study, the login or the environment has a mistake, so that a repetition
+            would fail in the same way.
         RunError: the download was not completed; a repetition continues with what is missing.
     """
     try:
@@ -49,11 +57,17 @@ def fetch_failures(field: str, origin: str) -> Iterator[None]:
             f"{field}: the hub has no public repository of this name ({origin!r}). Fix: correct "
             f"the name, or, if it is private, {_LOGIN}"
         ) from error
-    except HfHubHTTPError as error:
+    except (HfHubHTTPError, httpx.HTTPStatusError) as error:
         status = error.response.status_code
-        if status in (401, 403):
+        if status in (401, 403) and isinstance(error, HfHubHTTPError):
             raise UserError(
                 f"{field}: the hub refuses the login ({origin!r}, status {status}). Fix: {_LOGIN}"
+            ) from error
+        # A repetition would get the same answer, unless the server was too slow or too busy.
+        if 400 <= status < 500 and status not in (408, 429):
+            raise UserError(
+                f"{field}: the server does not have this file, or does not give it ({origin!r}, "
+                f"status {status}). Fix: correct the key or HF_ENDPOINT, or fetch the file by hand"
             ) from error
         raise _incomplete(field, origin, f"the server answered with status {status}") from error
     except OSError as error:
@@ -62,9 +76,20 @@ def fetch_failures(field: str, origin: str) -> Iterator[None]:
                 f"{field}: the disk is full ({origin!r}). Fix: free space and repeat the command, "
                 "or fetch into a folder on another disk; complete files are kept"
             ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise UserError(
+                f"{field}: the folder for its files cannot be written to ({origin!r}: "
+                f"{error.strerror}, {error.filename}). Fix: correct its permissions, or choose "
+                "another by --to, HF_HUB_CACHE or the study's key"
+            ) from error
         raise _incomplete(field, origin, _reason(error)) from error
     # A cut connection raises exceptions of many types, so all are caught.
     except Exception as error:
+        if type(error).__name__ in _BAD_ADDRESS:
+            raise UserError(
+                f"{field}: the address of its server cannot be used ({origin!r}: "
+                f"{_reason(error)}). Fix: correct HF_ENDPOINT (https://...), HTTP_PROXY or HTTPS_PROXY, or unset it"
+            ) from error
         raise _incomplete(field, origin, _reason(error)) from error
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import httpx
 import huggingface_hub.constants
 import pytest
 import torch
@@ -16,6 +17,7 @@ from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.labelers.base import LabelerEntry
 from ldmprobe_core.labelers.registry import register_labeler
 from ldmprobe_core.models.sources.lookup import source_of
+from ldmprobe_core.pipeline.fetching.failures import fetch_failures
 from ldmprobe_core.pipeline.fetching.fetch import prepare_fetch, published_of
 from ldmprobe_core.pipeline.planning.plan import plan_study
 from ldmprobe_core.study.readers.hub_cache import HubRepository, cached_snapshot
@@ -166,6 +168,42 @@ def test_fetch_deletes_a_file_that_differs_from_its_checksum(hub: Hub, study):
 def test_fetch_refuses_a_repository_that_cannot_be_read(hub: Hub, study, status, code, words):
     hub.denied[MODEL] = (status, {"X_Error_Code": code} if code else {})
     with pytest.raises(UserError, match=rf"model\.source: .*{words}"):
+        fetch(study())
+
+
+def http_status(code):
+    request = httpx.Request("GET", "https://example.com/a.csv")
+    response = httpx.Response(code, request=request)
+    return httpx.HTTPStatusError("refused", request=request, response=response)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (PermissionError(13, "Permission denied", "/cache/x"), UserError, "/cache/x.*Fix: correct"),
+        (OSError(30, "Read-only file system", "/cache"), UserError, "Read-only.*by --to"),
+        (OSError(28, "No space left"), RunError, "Fix: free space"),
+        (OSError(104, "Connection reset by peer"), RunError, "Fix: repeat the command"),
+        (http_status(404), UserError, "status 404.*Fix: correct the key or HF_ENDPOINT"),
+        (http_status(410), UserError, "status 410"),
+        (http_status(408), RunError, "status 408.*Fix: repeat"),
+        (http_status(429), RunError, "status 429.*Fix: repeat"),
+        (http_status(503), RunError, "status 503.*Fix: repeat"),
+    ],
+)
+def test_fetch_failures_advises_a_repetition_only_where_it_may_help(error, kind, words):
+    with (
+        pytest.raises(kind, match=rf"^model\.source: .*{words}"),
+        fetch_failures("model.source", "x"),
+    ):
+        raise error
+
+
+@pytest.mark.parametrize("endpoint", ["nonsense", "ftp://127.0.0.1:9", "http://127.0.0.1:port"])
+def test_fetch_refuses_an_endpoint_that_is_no_address(hub: Hub, study, monkeypatch, endpoint):
+    hub.url = endpoint
+    hub.use(monkeypatch, Path(huggingface_hub.constants.HF_HUB_CACHE))
+    with pytest.raises(UserError, match=r"server cannot be used .*Fix: correct HF_ENDPOINT"):
         fetch(study())
 
 
