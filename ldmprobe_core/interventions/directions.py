@@ -10,16 +10,17 @@ import torch
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.interventions.edit import EditDirection, Moments
-from ldmprobe_core.interventions.null_directions import NULLS, NullContext
+from ldmprobe_core.interventions.null_directions import DIRECTIONS, NULLS, NullContext
 from ldmprobe_core.interventions.plan import plan_intervention
 from ldmprobe_core.interventions.spec import ERASURES, Intervention
 from ldmprobe_core.pipeline.labels import cached_label_set
 from ldmprobe_core.pipeline.statistics import unstored_statistics
 from ldmprobe_core.probing.cell import CellResult, probe_activations
-from ldmprobe_core.probing.fitters.base import CellData
+from ldmprobe_core.probing.fitters.base import CellData, FitData
+from ldmprobe_core.probing.fitters.registry import FITTERS
 from ldmprobe_core.probing.fitters.ridge import RidgePath
 from ldmprobe_core.probing.label_set import LabelSet
-from ldmprobe_core.probing.linear import LinearProbe
+from ldmprobe_core.probing.linear import LinearProbe, finite_samples
 from ldmprobe_core.probing.statistics import SufficientStatistics
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.batching import summed_columns
@@ -61,7 +62,7 @@ def direction_of(
     context = NullContext(
         moments,
         np.stack([probe.weight for probe in probes]),
-        lambda: _permuted_direction(run, spec, kind, tokens, labels, moments, statistics),
+        lambda: _permuted_directions(run, spec, kind, tokens, labels, moments, statistics),
         _generator(spec, layer),
     )
     metric = "covariance" if spec.method == "leace" else spec.metric
@@ -137,7 +138,7 @@ def _linear(probe: object) -> LinearProbe:
     return probe
 
 
-def _permuted_direction(
+def _permuted_directions(
     run: Run,
     spec: Intervention,
     kind: str,
@@ -146,15 +147,25 @@ def _permuted_direction(
     moments: Moments,
     statistics: SufficientStatistics | None,
 ) -> np.ndarray:
-    """Compute the edit direction of a probe fitted to shuffled labels, (channel,).
+    """Compute the edit directions of probes fitted to labels of other images, (draw, channel).
 
-    The run does not store probes of shuffled labels, so one is fitted here.
+    The run does not store probes of shuffled labels, so they are fitted here, one for each draw of
+    the shuffled labels.  A run that stores sums of its training samples has as many draws as its
+    study (``controls.permutations``); for others, the intervention's seed gives the draws.
     """
-    permuted = LabelColumn("shuffled", spec.prop)
-    columns = summed_columns(run.study, "trained") if statistics else (permuted,)
-    fitted = probe_activations(tokens, labels, run.study, columns, statistics)["shuffled"]
-    weight = _linear(fitted.probes[kind, spec.prop]).weight
-    return weight if spec.metric == "l2" else moments.covariance @ weight
+    draws = range(spec.seed * DIRECTIONS, (spec.seed + 1) * DIRECTIONS)
+    columns = tuple(LabelColumn("shuffled", spec.prop, draw) for draw in draws)
+    if statistics:
+        columns = summed_columns(run.study, "trained")
+    fitter = FITTERS[kind]
+    data = _cell_data(run, tokens, labels, columns, statistics)
+    probes = [
+        _linear(fitter.fit(FitData(data, index, fitter.kind)))
+        for index, column in enumerate(columns)
+        if (column.assignment, column.prop) == ("shuffled", spec.prop)
+    ]
+    weights = np.stack([probe.weight for probe in probes[:DIRECTIONS]])
+    return weights if spec.metric == "l2" else weights @ moments.covariance
 
 
 def _erasing_probe(spec: Intervention, path: RidgePath, column: int | None) -> LinearProbe:
@@ -207,14 +218,25 @@ def label_regression(
         the regression, and the index of the property's label in it; None if the labels are not
         measured at every pixel.
     """
-    finite = np.isfinite(tokens).reshape(len(tokens), -1).all(1)
     own = LabelColumn("true", prop)
     columns = summed_columns(run.study, "trained") if statistics else (own,)
-    data = CellData(
+    data = _cell_data(run, tokens, labels, columns, statistics)
+    measured = [columns[column] for column in data.complete_columns]
+    path = data.ridge_path(position_term=bool(measured))
+    return path, measured.index(own) if own in measured else None
+
+
+def _cell_data(
+    run: Run,
+    tokens: np.ndarray,
+    labels: LabelSet,
+    columns: tuple[LabelColumn, ...],
+    statistics: SufficientStatistics | None,
+) -> CellData:
+    """Collect what probes of a cell are fitted to, without samples with non-finite activations."""
+    finite = finite_samples(tokens)
+    return CellData(
         tokens, labels, labels.train[finite[labels.train]],
         labels.validation[finite[labels.validation]], columns,
         run.study.probes.penalties, run.study.prompts.seed, statistics,
     )  # fmt: skip
-    measured = [columns[column] for column in data.complete_columns]
-    path = data.ridge_path(position_term=bool(measured))
-    return path, measured.index(own) if own in measured else None

@@ -6,8 +6,8 @@ in the image is an effect of disturbing the denoiser in this pattern, not of wha
 This module gives the directions, of any length; `edit.null_change` gives them the edit's sizes.
 Only a direction in which the probe reads nothing, ``orthogonal``, is a null of "the denoiser uses
 what the probe reads": a coherent random direction, and the direction of a probe of other images'
-labels, still have a component along the reading.  Random directions differ between samples, so that
-a mean over samples is a mean over directions too.
+labels, still have a component along the reading.  Directions differ between samples, so that a mean
+over samples is a mean over random directions, or over permutations of the labels, too.
 
 The null ``own_label`` has another purpose: it is the edit proper, with the sample's own label as
 its target, so it shows what editing costs.
@@ -33,15 +33,15 @@ class NullContext:
         moments: mean and covariance of the training activations.
         weights: weights of all linear probes of the property that the run stores for the cell, and
             of the probe whose prediction an erasure removes, (probe, channel).
-        permuted_direction: function that computes the edit direction of a probe of the labels of
-            other images, (channel,); it fits the probe.
+        permuted_directions: function that computes the edit directions of probes of the labels of
+            other images, (draw, channel); it fits the probes.
         rng: random number generator; all cells of a layer have equal ones, so that null edits
             have about the same directions in all steps, as the edit proper has.
     """
 
     moments: Moments
     weights: np.ndarray
-    permuted_direction: Callable[[], np.ndarray]
+    permuted_directions: Callable[[], np.ndarray]
     rng: np.random.Generator
 
 
@@ -63,7 +63,7 @@ class Null:
 
 
 DIRECTIONS = 16
-"""Number of random directions that are drawn at each layer and step."""
+"""Number of random directions, or permutations of the labels, at each layer and step."""
 
 
 def coherent_directions(cell: NullContext) -> np.ndarray:
@@ -119,7 +119,7 @@ NULLS = {
         Null(
             name="permuted",
             title="probe of other images' labels",
-            directions=lambda cell: cell.permuted_direction()[None],
+            directions=lambda cell: cell.permuted_directions(),
         ),
         Null(name="own_label", title="own label as target", directions=None),
     )

@@ -103,7 +103,8 @@ class Intervention(BaseModel):
         controls: names of null edits (`ldmprobe_core.interventions.null_directions.NULLS`); None
             takes all that apply, in a causal map ``orthogonal`` alone.
         part: split from which the edited samples come; validation is for tuning settings.
-        seed: seed of the random directions.
+        seed: seed of the random directions, and of the permutations of the labels (`permuted`)
+            unless the run stores sums, which have the permutations of its study.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -179,12 +179,12 @@ def of_page():
         f"{percent(max(kept_by_nulls))} of the null edits"
     )
     yield f"random directions by {score(depth['coherent']['less_unedited'])}"
-    yield f"images' probe by {score(depth['permuted']['less_unedited'])}, from which"
-    unclear = depth["permuted"]["edit_less_this"]
-    yield f"hardly distinguished ({score(unclear)}; the interval ends at {unclear['low']:.3f})"
+    yield f"images' probes by {score(depth['permuted']['less_unedited'])}; the edit is above both"
+    above = [score(depth[name]["edit_less_this"]) for name in ("coherent", "permuted")]
+    yield f"above both (by {above[0]} and {above[1]})"
     yield f"unedited score ({score(depth['orthogonal']['less_unedited'])} above"
     yield f"raises the score too, by {score(shading['orthogonal']['less_unedited'])}"
-    yield f"other images' probe by {score(shading['permuted']['less_unedited'])}; the edit"
+    yield f"other images' probes by {score(shading['permuted']['less_unedited'])}; the edit"
     small = [effect_at("foreground-map", best, start)["mean"] for start in (7, 10)]
     yield f"at every step (Dice {decodable('foreground-map', best)}), has effects of"
     yield f"effects of {small[0]:.2f} and {small[1]:.2f} that are clear of zero"
@@ -215,8 +215,9 @@ def of_readme():
         f"{found['foreground']['edited']['mean']['mean']:.2f} (64 test samples, two targets each): "
         f"{above['foreground']} above"
     )
-    yield f"above the same null {above['depth']} and {above['shading']})"
-    yield f"another probe's direction ({score(found['depth']['permuted']['edit_less_this'])})"
+    yield f"above the same null {above['depth']} and {above['shading']};"
+    others = {name: score(found[name]["permuted"]["edit_less_this"]) for name in found}
+    yield f"probes of other images' labels {others['depth']} and {others['shading']})"
     means = [erased[name]["edited"]["mean"]["mean"] for name in erased]
     less = [score(erased[name]["orthogonal"]["edit_less_this"]) for name in erased]
     yield f"(Dice {means[0]:.2f} and partial rank correlation {means[1]:.2f} with"

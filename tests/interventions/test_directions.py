@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 from intervention_helpers import direction_in
+from sklearn.linear_model import Ridge
 
 from ldmprobe_core.interventions.directions import label_regression
 from ldmprobe_core.interventions.spec import Intervention
 from ldmprobe_core.pipeline.labels import label_set
 from ldmprobe_core.probing.label_set import LabelSet
+from ldmprobe_core.study.conditions import LabelColumn
 
 
 def rows_of(run, step, layer, prop, members, owners):
@@ -114,6 +116,36 @@ def test_orthogonal_null_leaves_the_reading_of_every_probe_of_the_run(run, metho
 
         assert moved("orthogonal").max() < 1e-5
         assert moved("coherent").max() > 0.1
+
+
+@pytest.mark.parametrize("metric", ["l2", "covariance"])
+def test_permuted_directions_are_of_ridge_regressions_on_other_images_labels(run, metric):
+    """Each draw against scikit-learn's ridge at the penalty with the least validation error."""
+    layer = run.layers[1]
+    spec = Intervention(prop="depth", metric=metric, layers=(layer,), samples=2, steps=1)
+    found = direction_in(run, spec, 1, layer).nulls["permuted"].double().numpy()
+    assert found.shape[0] == 16
+    labels, seed = label_set(run), run.study.prompts.seed
+    for draw in (0, 1, 15):
+        fits = []
+        owners = [
+            LabelColumn("shuffled", "depth", draw).owners(members, seed)
+            for members in (labels.train, labels.validation)
+        ]
+        assert not (owners[0] == labels.train).any()
+        x, y = rows_of(run, 1, layer, "depth", labels.train, owners[0])
+        validation = rows_of(run, 1, layer, "depth", labels.validation, owners[1])
+        covariance = np.cov(x.T, bias=True)
+        for penalty in run.study.probes.penalties:
+            fit = Ridge(alpha=penalty * np.trace(covariance) / x.shape[1] * len(x)).fit(x, y)
+            fits.append((np.square(fit.predict(validation[0]) - validation[1]).mean(), fit.coef_))
+        expected = min(fits, key=lambda fit: fit[0])[1]
+        expected = expected if metric == "l2" else covariance @ expected
+        cosine = found[draw] @ expected / np.linalg.norm(expected)
+        assert cosine > 1 - 1e-5
+    assert np.abs(np.triu(found @ found.T, 1)).max() < 0.999
+    other = direction_in(run, spec.model_copy(update={"seed": 5}), 1, layer).nulls["permuted"]
+    assert np.abs(found @ other.double().numpy().T).max() < 0.999
 
 
 def test_direction_of_the_denoisers_input_reads_single_latents(run):

@@ -14,7 +14,7 @@ def context(channels=12, probes=3, seed=0):
     mixed = rng.normal(size=(channels, channels)) * np.geomspace(0.01, 3, channels)
     moments = Moments(rng.normal(size=channels), mixed @ mixed.T / channels)
     weights = rng.normal(size=(probes, channels)) * 5
-    permuted = rng.normal(size=channels)
+    permuted = rng.normal(size=(2, channels))
     return NullContext(moments, weights, lambda: permuted, np.random.default_rng(seed + 1))
 
 
@@ -50,9 +50,9 @@ def test_coherent_direction_has_the_covariance_of_the_activations():
     )
 
 
-def test_permuted_direction_is_that_of_the_fitted_probe():
+def test_permuted_directions_are_those_of_the_fitted_probes():
     cell = context()
-    np.testing.assert_array_equal(NULLS["permuted"].directions(cell)[0], cell.permuted_direction())
+    np.testing.assert_array_equal(NULLS["permuted"].directions(cell), cell.permuted_directions())
     assert NULLS["own_label"].directions is None
 
 
