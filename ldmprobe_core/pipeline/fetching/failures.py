@@ -88,7 +88,8 @@ def fetch_failures(field: str, origin: str) -> Iterator[None]:
         if type(error).__name__ in _BAD_ADDRESS:
             raise UserError(
                 f"{field}: the address of its server cannot be used ({origin!r}: "
-                f"{_reason(error)}). Fix: correct HF_ENDPOINT (https://...), HTTP_PROXY or HTTPS_PROXY, or unset it"
+                f"{_reason(error)}). Fix: correct HF_ENDPOINT (https://...), HTTP_PROXY or "
+                "HTTPS_PROXY, or unset it"
             ) from error
         raise _incomplete(field, origin, _reason(error)) from error
 
