@@ -11,6 +11,7 @@ from flows.run_lock import hold_run
 from flows.workers import gpu_resources, submit_units, workers_of
 from ldmprobe_core.interventions.spec import Intervention
 from ldmprobe_core.storage.run import Run
+from ldmprobe_core.study.sections import Execution
 from tasks.artifacts import publish_intervention
 from tasks.display import activity
 from tasks.intervene import edit, plan_edits, summarise_edits
@@ -19,19 +20,23 @@ from tasks.references import units_of
 
 
 @flow(name="intervene", flow_run_name="intervene {what.prop}")
-def intervene_flow(url: str, what: Intervention) -> dict[str, Any]:
+def intervene_flow(
+    url: str, what: Intervention, execution: Execution | None = None
+) -> dict[str, Any]:
     """Carry out an intervention on a finished run, and return its summary.
 
-    Each pair of a batch and a target is one unit of work.  The workers of the run's study share
-    the units, and units that are already complete are skipped.
+    Each pair of a batch and a target is one unit of work.  The workers share the units, and units
+    that are already complete are skipped.
 
     Args:
         url: folder or URL of the run.
         what: property, targets and settings of the intervention.
+        execution: workers that carry it out; None takes those of the run's study.  The type of
+            device is that of the study in any case.
     """
     with activity("planning the edits"):
         run, name = plan_edits(url, what)
-    execution = Run(run.url).study.execution
+    execution = execution or Run(run.url).study.execution
 
     def edit_all() -> float:
         with gpu_resources(execution):

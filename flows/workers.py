@@ -163,7 +163,8 @@ def _require_workers(address: str, gpus: int) -> None:
     except (OSError, TimeoutError, ValueError):
         raise UserError(
             f"execution.address is {address!r}, and no Dask scheduler answers there. Fix: start a "
-            "scheduler, or leave execution.address out to use workers on this machine"
+            "scheduler, or use workers on this machine: leave execution.address out, or give "
+            "`--set execution.runner=local` to an intervention"
         ) from None
     if not workers:
         raise UserError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,10 @@ from flows.commands.results import console
 from flows.commands.tables import print_rows
 from ldmprobe_core.errors import UserError
 from tasks.display import activity
+
+if TYPE_CHECKING:
+    from ldmprobe_core.study.schema import Study
+    from ldmprobe_core.study.sections import Execution
 
 WINDOWS = 5
 """Number of windows of steps into which a causal map divides the sampler's steps by default."""
@@ -66,6 +70,11 @@ Control = Annotated[
 Controls = Annotated[bool, typer.Option(help="make null edits")]
 Published = Annotated[bool, typer.Option("--published", help="the settings of Chen et al. (2023)")]
 
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="override the run's workers, such as execution.runner=local"),
+]
+
 
 def intervene(
     run: RunArgument,
@@ -88,6 +97,7 @@ def intervene(
     control: Control = None,
     controls: Controls = True,
     published: Published = False,
+    set_: SetOption = None,
 ) -> None:
     """Generate test samples again with edited activations, and score the images."""
     from ldmprobe_core.interventions.spec import parse_intervention
@@ -121,7 +131,36 @@ def intervene(
     }
     if published:
         content = _as_published(content, finished.study.linear_kinds)
-    run_intervention(finished, parse_intervention(content))
+    what = parse_intervention(content)
+    run_intervention(finished, what, execution_of(finished.study, set_ or []))
+
+
+def execution_of(study: Study, overrides: list[str]) -> Execution:
+    """Return the workers of a finished run's study, with the keys that the user gives instead.
+
+    Args:
+        study: study of the run.
+        overrides: texts such as ``execution.runner=local``.  If they say where the workers are,
+            none of the study's keys about that counts.
+
+    Raises:
+        UserError: a text sets no key of the workers, or the keys are invalid or do not fit.
+    """
+    from flows.commands.submit import merged_execution
+    from ldmprobe_core.study.loading import parse_study, set_key
+
+    content: dict[str, Any] = {}
+    for override in overrides:
+        if not override.startswith("execution.") or override.startswith("execution.device="):
+            raise UserError(
+                f"--set {override!r:.80}: an intervention has the study, and the type of device, "
+                "of its run. Fix: set execution.runner, workers, address, cluster or "
+                "gpus_per_worker"
+            )
+        set_key(content, override)
+    stored = study.execution.model_dump(mode="json", exclude_unset=True)
+    merged = merged_execution(content.get("execution", {}), stored)
+    return parse_study({"execution": merged}, "execution of run and --set").execution
 
 
 def _as_published(content: dict[str, Any], kinds: tuple[str, ...]) -> dict[str, Any]:
@@ -152,12 +191,13 @@ def _as_published(content: dict[str, Any], kinds: tuple[str, ...]) -> dict[str, 
     return content | published | ({"targets": targets} if targets else {})
 
 
-def run_intervention(finished: Any, what: Any) -> None:
+def run_intervention(finished: Any, what: Any, execution: Execution) -> None:
     """Carry out an intervention with a Prefect server, and print its results.
 
     Args:
         finished: run that is edited.
         what: settings of the intervention.
+        execution: workers that carry it out.
     """
     from ldmprobe_core.interventions.stages import create_intervention
 
@@ -171,7 +211,7 @@ def run_intervention(finished: Any, what: Any) -> None:
     )
     from ldmprobe_core.interventions.results import InterventionSummary
 
-    result = carry_out("intervene", finished.url, url=finished.url, what=what)
+    result = carry_out("intervene", finished.url, url=finished.url, what=what, execution=execution)
     summary = InterventionSummary.model_validate(result)
     console.print(f"\n{intervention_title(summary)}", highlight=False)
     rows = effect_rows(summary)

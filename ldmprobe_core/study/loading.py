@@ -63,7 +63,7 @@ def load_study(source: str | os.PathLike[str], overrides: list[str] | None = Non
             "write the study as key: value lines"
         )
     for override in overrides or []:
-        _set(content, override)
+        set_key(content, override)
     return parse_study(content, str(path))
 
 
@@ -84,8 +84,12 @@ def parse_study(content: dict[str, Any], where: str = "study") -> Study:
         raise UserError(f"{where}: {field_problem_and_remedy}") from None
 
 
-def _set(content: dict[str, Any], override: str) -> None:
-    """Set a key of a study's content from a text such as ``sampling.steps=20``, in place."""
+def set_key(content: dict[str, Any], override: str) -> None:
+    """Set a key of a study's content from a text such as ``sampling.steps=20``, in place.
+
+    Raises:
+        UserError: the text is not ``key=value`` with a YAML value, or the key is below a value.
+    """
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(

@@ -7,7 +7,10 @@ import pytest
 from benchmarks.intervention_results import COMMANDS, settings_of
 from flows import cli
 from flows.commands import intervene
+from ldmprobe_core.errors import UserError
 from ldmprobe_core.interventions.targets import Target
+from ldmprobe_core.study.loading import parse_study
+from ldmprobe_core.study.sections import Execution
 
 
 def test_cli_intervene_refuses_wrong_options(run, monkeypatch, capsys):
@@ -39,15 +42,47 @@ def test_cli_intervene_refuses_wrong_options(run, monkeypatch, capsys):
     assert "add adam or plain_ridge to probes.kinds" in call(
         run.url, "--published", "--property", "depth"
     )
+    assert "an intervention has the study, and the type of device, of its run. Fix: set" in call(
+        run.url, "--set", "sampling.steps=3"
+    )
+    assert "execution.workers is 0" in call(run.url, "--set", "execution.workers=0")
     assert "strength is 2" in call(run.url, "--strength", "2")
     assert "holds no summary.json" in call(run.url + "-none")
+
+
+CLUSTER = {"runner": "dask", "address": "tcp://gone:8786", "gpus_per_worker": 1, "device": "cuda"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], CLUSTER),
+        (["runner=local", "workers=3"], {"runner": "local", "workers": 3, "device": "cuda"}),
+        (
+            ["runner=dask", "address=tcp://here:8786"],
+            {"runner": "dask", "address": "tcp://here:8786", "device": "cuda"},
+        ),
+    ],
+)
+def test_execution_of_an_intervention_replaces_workers_that_are_gone(overrides, expected):
+    stored = parse_study({"execution": CLUSTER})
+    words = [f"execution.{override}" for override in overrides]
+    assert intervene.execution_of(stored, words) == Execution(**expected)
+
+
+@pytest.mark.parametrize("override", ["execution.device=cpu", "sampling.steps=3", "execution"])
+def test_execution_of_an_intervention_changes_nothing_else(override):
+    with pytest.raises(UserError, match=r"Fix: set execution\.runner"):
+        intervene.execution_of(parse_study({}), [override])
 
 
 @pytest.fixture
 def settings_of_call(run, monkeypatch):
     """Function from words of the command line to the parsed intervention, which is not made."""
     parsed = []
-    monkeypatch.setattr(intervene, "run_intervention", lambda finished, spec: parsed.append(spec))
+    monkeypatch.setattr(
+        intervene, "run_intervention", lambda finished, spec, _: parsed.append(spec)
+    )
 
     def call(*words, kinds=("plain_ridge", "plain_logistic", "adam")):
         monkeypatch.setattr(type(run.study), "linear_kinds", property(lambda study: kinds))
