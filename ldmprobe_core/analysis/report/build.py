@@ -242,7 +242,8 @@ class _ReportFigures(FigureWriter):
             "interventions",
             name,
             intervention_figures.before_and_after(run, name),
-            f"Samples before and after the intervention {name}, with its null edits.",
+            f"Samples before and after the intervention {name}"
+            f"{', with its null edits' if len(result.intervention.conditions) > 1 else ''}.",
             result=result,
             sentence=" ".join(sentences),
         )
