@@ -125,7 +125,7 @@ def intervene(
 def _require_consistent(
     windows: int | None, map_: bool, control: list[str] | None, controls: bool
 ) -> None:
-    """Check that windows are given for a causal map alone, and null edits only if these are made."""
+    """Check that only a causal map has windows, and that null edits are not named but left out."""
     if windows is not None and not map_:
         raise UserError(
             f"windows: only a causal map has windows ({windows}). Fix: ask for a causal map, or "
