@@ -85,15 +85,15 @@ class Platform:
         ports: ports by name; the names are those in `PUBLIC_PORTS` and `INNER_PORTS`.
         secrets: passwords and keys by name: ``database``, ``s3-key`` and ``s3-secret``.
         workers: number of Dask workers if there are no GPUs.
-        gpus: numbers of the GPUs, each of which gets one Dask worker; empty if there are none, and
-            the workers compute on the CPU.
+        gpus: numbers or UUIDs of the GPUs, each of which gets one Dask worker; empty if there are
+            none, and the workers compute on the CPU.
     """
 
     data: Path
     ports: dict[str, int]
     secrets: dict[str, str]
     workers: int
-    gpus: tuple[int, ...] = ()
+    gpus: tuple[str, ...] = ()
 
     @property
     def api(self) -> str:
@@ -208,7 +208,7 @@ def dask(platform: Platform) -> list[Service]:
 
     def worker(i: int) -> Service:
         resource = "GPU=1" if platform.gpus else "CPU=1"
-        device = {"CUDA_VISIBLE_DEVICES": str(platform.gpus[i])} if platform.gpus else {}
+        device = {"CUDA_VISIBLE_DEVICES": platform.gpus[i]} if platform.gpus else {}
         return Service(
             f"dask-worker-{i}",
             _python("distributed.cli.dask_worker", platform.scheduler, "--host", HOST,

@@ -12,6 +12,7 @@ import argparse
 import fcntl
 import json
 import os
+import re
 import secrets
 import shlex
 import shutil
@@ -20,6 +21,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import takewhile
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TextIO
@@ -262,17 +264,20 @@ def _is_busy(port: int) -> bool:
     return False
 
 
-def _gpus() -> tuple[int, ...]:
-    """Return the numbers of the NVIDIA GPUs that this process may use."""
+def _gpus() -> tuple[str, ...]:
+    """Return the NVIDIA GPUs that this process may use, by number or by UUID."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
-        return tuple(int(number) for number in chosen.split(",") if number.strip().isdecimal())
+        # CUDA ignores what follows the first entry that names no GPU, such as -1.
+        words = (word.strip() for word in chosen.split(","))
+        return tuple(takewhile(lambda word: re.match(r"\d+$|GPU-|MIG-", word), words))
     if shutil.which("nvidia-smi") is None:
         return ()
     listing = subprocess.run(
         ["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False
     )
-    return tuple(range(sum(line.startswith("GPU ") for line in listing.stdout.splitlines())))
+    count = sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
+    return tuple(str(number) for number in range(count))
 
 
 def _welcome(platform: Platform) -> str:

@@ -103,16 +103,7 @@ def intervene(
     from ldmprobe_core.interventions.spec import parse_intervention
 
     finished = finished_run(run)
-    if windows is not None and not map_:
-        raise UserError(
-            f"windows: only a causal map has windows ({windows}). Fix: ask for a causal map, or "
-            "leave windows out."
-        )
-    if control and not controls:
-        raise UserError(
-            f"controls: null edits are named, but switched off ({', '.join(control)}). Fix: leave "
-            "out one of the two."
-        )
+    _require_consistent(windows, map_, control, controls)
     targets: list[dict[str, Any]] = [_shift(text) for text in shift or []]
     targets += [{"mirror": True}] if mirror else []
     targets += [{"tilt": slope} for slope in tilt or []] + [{"file": path} for path in target or []]
@@ -133,6 +124,22 @@ def intervene(
         content = _as_published(content, finished.study.linear_kinds)
     what = parse_intervention(content)
     run_intervention(finished, what, execution_of(finished.study, set_ or []))
+
+
+def _require_consistent(
+    windows: int | None, map_: bool, control: list[str] | None, controls: bool
+) -> None:
+    """Check that only a causal map has windows, and that null edits are not named but left out."""
+    if windows is not None and not map_:
+        raise UserError(
+            f"windows: only a causal map has windows ({windows}). Fix: ask for a causal map, or "
+            "leave windows out."
+        )
+    if control and not controls:
+        raise UserError(
+            f"controls: null edits are named, but switched off ({', '.join(control)}). Fix: leave "
+            "out one of the two."
+        )
 
 
 def execution_of(study: Study, overrides: list[str]) -> Execution:

@@ -15,6 +15,7 @@ import yaml
 from flows.server import RECORDING, WAITING
 from infra import services
 from infra.services import Platform
+from infra.stack import prepare
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,6 +56,32 @@ def test_every_prefect_server_records_task_runs_in_the_same_batches(compose, loc
         assert RECORDING.items() <= environment.items()
         if environment is not in_cluster:  # its image does not have this package
             assert WAITING.items() <= environment.items()
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpus"),
+    [
+        ("", []),
+        ("-1", []),
+        ("NoDevFiles", []),
+        ("2, 0", ["2", "0"]),
+        ("1,-1,0", ["1"]),
+        (
+            "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6,1",
+            ["GPU-8932f937-d72c-4106-c12f-20bd9faed9f6", "1"],
+        ),
+        ("MIG-4bd87a1c-ee83-5b21-a9ef-0b1b2d4d2a52", ["MIG-4bd87a1c-ee83-5b21-a9ef-0b1b2d4d2a52"]),
+    ],
+)
+def test_each_visible_gpu_has_a_dask_worker(monkeypatch, tmp_path, visible, gpus):
+    """A GPU can be named by its UUID, and the entries after an invalid one do not count."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    platform = prepare(tmp_path, workers=1, anywhere=True)
+    workers = [service for service in services.dask(platform) if "worker" in service.name]
+    named = [worker.environment.get("CUDA_VISIBLE_DEVICES") for worker in workers]
+    assert named == (gpus or [None])
+    resource = "GPU=1" if gpus else "CPU=1"
+    assert all(resource in worker.command for worker in workers)
 
 
 def compose_accepts(folder: Path, values: dict[str, str]) -> subprocess.CompletedProcess[str]:

@@ -71,18 +71,7 @@ def fetch_failures(field: str, origin: str) -> Iterator[None]:
             ) from error
         raise _incomplete(field, origin, f"the server answered with status {status}") from error
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise RunError(
-                f"{field}: the disk is full ({origin!r}). Fix: free space and repeat the command, "
-                "or fetch into a folder on another disk; complete files are kept"
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise UserError(
-                f"{field}: the folder for its files cannot be written to ({origin!r}: "
-                f"{error.strerror}, {error.filename}). Fix: correct its permissions, or choose "
-                "another by --to, HF_HUB_CACHE or the study's key"
-            ) from error
-        raise _incomplete(field, origin, _reason(error)) from error
+        raise _of_disk(field, origin, error) from error
     # A cut connection raises exceptions of many types, so all are caught.
     except Exception as error:
         if type(error).__name__ in _BAD_ADDRESS:
@@ -92,6 +81,22 @@ def fetch_failures(field: str, origin: str) -> Iterator[None]:
                 "HTTPS_PROXY, or unset it"
             ) from error
         raise _incomplete(field, origin, _reason(error)) from error
+
+
+def _of_disk(field: str, origin: str, error: OSError) -> LdmprobeError:
+    """Build the error for a file that was not written, or for a connection that was lost."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return RunError(
+            f"{field}: the disk is full ({origin!r}). Fix: free space and repeat the command, "
+            "or fetch into a folder on another disk; complete files are kept"
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return UserError(
+            f"{field}: the folder for its files cannot be written to ({origin!r}: "
+            f"{error.strerror}, {error.filename}). Fix: correct its permissions, or choose "
+            "another by --to, HF_HUB_CACHE or the study's key"
+        )
+    return _incomplete(field, origin, _reason(error))
 
 
 def _incomplete(field: str, origin: str, reason: str) -> RunError:
