@@ -1,8 +1,8 @@
 """Display of the process's activity: a live line on a terminal, one line per minute in a file.
 
 The lines go to standard error, so that standard output has the results alone.  Lines that cannot
-be written, since the terminal was closed or the program that read them has ended, are left out: the
-work goes on.
+be written, since the terminal was closed or the program that read them has ended, are left out, and
+the units of work continue.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ def test_hold_lease_calls_on_wait_until_the_holder_ends(tmp_path, monkeypatch):
 
 
 def test_hold_lease_takes_a_lease_that_is_released_while_it_is_watched(tmp_path, monkeypatch):
-    """Also without patience: there is nobody left to wait for."""
+    """The lease is taken even with a patience of zero, since no process holds it any more."""
     monkeypatch.setattr(leases, "HEARTBEAT_S", 1e6)
     monkeypatch.setattr(leases, "STALE_S", 1e6)
     url, watches = str(tmp_path / "run"), []
