@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
@@ -81,15 +83,23 @@ def unknown_memory(size: tuple[int, int]) -> CallMemory:
 
 @dataclass(frozen=True)
 class SourceFile:
-    """Python file that defines a labeler, and its SHA-256 when the labeler became known."""
+    """Python file that defines labelers, and its SHA-256 when the first of them became known."""
 
     path: Path
     digest: bytes
 
     @classmethod
-    def of(cls, path: Path) -> SourceFile:
-        """Return a file with the digest of what it holds now."""
-        return cls(path, file_digest(path))
+    def of(cls, module: ModuleType) -> SourceFile:
+        """Return the file of an imported module, with the digest that it had at the first call.
+
+        A module that is imported again, or reloaded, has the code that its file holds now.
+        """
+        path = Path(str(module.__file__))
+        known_module, known_spec, file = _source_files.get(path, (None, None, None))
+        if file is None or known_module is not module or known_spec is not module.__spec__:
+            file = cls(path, file_digest(path))
+            _source_files[path] = module, module.__spec__, file
+        return file
 
     def require_unchanged(self) -> Path:
         """Return the file's path; raise `UserError` if the file holds other code by now.
@@ -103,6 +113,10 @@ class SourceFile:
                 "new process, such as the notebook's kernel, and restart the workers"
             )
         return self.path
+
+
+_source_files: dict[Path, tuple[ModuleType, ModuleSpec | None, SourceFile]] = {}
+"""Files of this process's labelers, with the module and, since a reload changes it, its spec."""
 
 
 @dataclass(frozen=True)

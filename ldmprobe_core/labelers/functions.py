@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib
 import inspect
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import CodeType
+from types import CellType, CodeType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -178,16 +180,22 @@ def function_entry(
 
 
 def with_definition(entry: LabelerEntry, labeler: Any) -> LabelerEntry:
-    """Add to a labeler's entry the file that defines it now, or its code if no file does.
+    """Add to a labeler's entry the file that defines it, and what of it no file holds.
 
     Args:
         entry: entry of a labeler that is not part of this package.
         labeler: function or class that the entry stands for.
     """
-    file = _file_of(labeler)
-    if file is None:
-        return replace(entry, code=entry.code + _code_of(labeler))
-    return replace(entry, file=SourceFile.of(file))
+    function = labeler
+    while isinstance(function, functools.partial):
+        function = function.func
+    module = _module_with_file(getattr(function, "__module__", None))
+    # The arguments of a partial, and the values that a function has from the one around it, may
+    # stand elsewhere than in the file.
+    is_in_file = function is labeler and not getattr(function, "__closure__", None)
+    code = b"" if module and is_in_file else repr(_definition(labeler)).encode()
+    file = None if module is None else SourceFile.of(module)
+    return replace(entry, code=entry.code + code, file=file)
 
 
 def import_labeler(prop: str, name: str) -> Any:
@@ -255,27 +263,81 @@ def _refuse_weights(spec: LabelerSpec) -> list[Path]:
     return no_weights(spec)
 
 
-def _file_of(function: Any) -> Path | None:
-    """Return the file of the module that defines a function; None for an interactive one."""
-    module = sys.modules.get(getattr(function, "__module__", None) or "")
+def _module_with_file(name: str | None) -> ModuleType | None:
+    """Return the imported module of a name; None if no file holds it, as in a notebook."""
+    module = sys.modules.get(name or "")
     file = getattr(module, "__file__", None)
-    return Path(file) if file and Path(file).is_file() else None
+    return module if file and Path(file).is_file() else None
 
 
-def _code_of(function: Any) -> bytes:
-    """Return bytes that change with the instructions, constants and names of a function or class.
+def _definition(value: Any, around: frozenset[int] = frozenset()) -> object:
+    """Return nested tuples and texts that change with what defines a labeler.
 
-    Values that it takes from elsewhere, such as weights in a variable of the notebook, are not
-    among them, nor are the attributes of a class other than its methods.
+    These are the code of its functions, their defaults, the values that they have from a function
+    around them, and the arguments of partials.  Code that a file holds, such as a library's
+    decorator, stands with its name alone.  Global variables, such as weights in a notebook, and the
+    attributes of instances are not part of it.
+
+    Args:
+        value: function, class, instance of a class, or a value that one of these has.
+        around: ids of the values that contain this one.
     """
-    if inspect.isclass(function):
-        methods = sorted((name, _code_of(value)) for name, value in vars(function).items())
-        return repr([method for method in methods if method[1]]).encode()
-    function = getattr(function, "__func__", function)  # of a static or class method
-    code = getattr(function, "__code__", None)
-    if code is None:
-        code = getattr(inspect.getattr_static(type(function), "__call__", None), "__code__", None)
-    return b"" if code is None else _code_bytes(code)
+    if id(value) in around:
+        return "itself"
+
+    def inner(*values: Any) -> list[object]:
+        return [_definition(one, around | {id(value)}) for one in values]
+
+    if value is None or isinstance(value, str | bytes | int | float | complex | np.generic):
+        return repr(value)
+    if isinstance(value, functools.partial):
+        return inner(value.func, value.args, value.keywords)
+    if isinstance(value, list | tuple):
+        return inner(*value)
+    if isinstance(value, set | frozenset):
+        # The order of a set differs from process to process.
+        return sorted(map(repr, inner(*value)))
+    if isinstance(value, Mapping):
+        return sorted(repr(inner(*item)) for item in value.items())
+    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        return value.dtype.str, value.shape, hashlib.sha256(value.tobytes()).hexdigest()
+    if hasattr(type(value), "detach"):  # a tensor of PyTorch
+        return inner(value.detach().cpu().to_dense().double().numpy())
+    if inspect.isclass(value):
+        name = f"{value.__module__}.{value.__qualname__}"
+        is_library = value.__module__ in sys.builtin_module_names
+        if is_library or _module_with_file(value.__module__):
+            return name
+        members = {key: one for key, one in vars(value).items() if key not in _NO_DEFINITION}
+        return inner(value.__bases__, members)
+    if inspect.isfunction(value):
+        code: object = _code_bytes(value.__code__)
+        if _module_with_file(home := value.__globals__.get("__name__")):
+            code = f"{home}.{value.__code__.co_qualname}"
+        contents = [_content(cell) for cell in value.__closure__ or ()]
+        wrapped = getattr(value, "__wrapped__", None)
+        return code, inner(value.__defaults__, value.__kwdefaults__, contents, wrapped)
+    if inspect.ismethod(value):
+        owner = value.__self__ if inspect.isclass(value.__self__) else type(value.__self__)
+        return inner(value.__func__, owner)
+    # Wrappers that are no functions: properties, static, cached and partial methods.
+    kept = getattr(value, "__dict__", {})
+    wrapped = [kept.get(name) for name in ("__wrapped__", "func", "args", "keywords")]
+    wrapped += [value.fget, value.fset] if isinstance(value, property) else []
+    wrapped += [value.__func__] if isinstance(value, staticmethod | classmethod) else []
+    return inner(type(value), *wrapped)
+
+
+_NO_DEFINITION = ("__doc__", "__firstlineno__", "__static_attributes__")
+"""Attributes of a class that may differ while it does the same."""
+
+
+def _content(cell: CellType) -> Any:
+    """Return the value of a variable that a function has from the one around it, or None."""
+    try:
+        return cell.cell_contents
+    except ValueError:  # The variable has no value yet.
+        return None
 
 
 def _code_bytes(code: CodeType) -> bytes:

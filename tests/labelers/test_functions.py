@@ -181,6 +181,26 @@ def test_labeler_whose_file_was_changed_after_its_import_is_refused(module, labe
     assert check_labeler("shading", spec) == before
 
 
+def test_labeler_first_named_after_the_file_of_an_imported_module_was_changed_is_refused(module):
+    name, file = module
+    check_labeler("depth", LabelerSpec(name=f"{name}:far"))
+    file.write_text(textwrap.dedent(MODULE).replace("/ 255", "/ 127"))
+    with pytest.raises(UserError, match=rf"its file {file} was changed.*Fix: start a new"):
+        check_labeler("shading", LabelerSpec(name=f"{name}:redness"))
+
+
+def test_labeler_of_a_module_that_is_reloaded_has_the_fingerprint_of_the_new_file(module):
+    name, file = module
+    fingerprints = []
+    imported = importlib.import_module(name)
+    for added in ("", "\n# changed\n"):
+        file.write_text(textwrap.dedent(MODULE) + added)
+        importlib.reload(imported)
+        register_labeler("shading", "edited")(imported.redness)
+        fingerprints.append(check_labeler("shading", LabelerSpec(name="edited")))
+    assert fingerprints[0] != fingerprints[1]
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [

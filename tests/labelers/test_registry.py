@@ -1,9 +1,13 @@
 """Registry of labelers: registration, entry points, and a study with a registered labeler."""
 
+import functools
 import sys
+import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from run_helpers import carry_out
 
 from ldmprobe_core.errors import UserError
@@ -54,6 +58,122 @@ def test_a_class_without_a_file_is_known_by_the_code_of_its_methods():
         register_labeler("depth", "cell")(cell["Mine"])
         fingerprints.append(check_labeler("depth", spec))
     assert fingerprints[0] == fingerprints[2] != fingerprints[1]
+
+
+CELLS = {
+    "decorated function": """
+        @torch.no_grad()
+        def mine(images):
+            return images.{}(-1)
+    """,
+    "function under a decorator that is no wrapper": """
+        def scaled(function):
+            return lambda images: function(images) / 2
+        @scaled
+        def mine(images):
+            return images.{}(-1)
+    """,
+    "cached function": """
+        @functools.lru_cache
+        def mine(images):
+            return images.{}(-1)
+    """,
+    "default": """
+        def mine(images, how="{}", *, channel=-1):
+            return getattr(images, how)(channel)
+    """,
+    "keyword-only default": """
+        def mine(images, *, how="{}"):
+            return getattr(images, how)(-1)
+    """,
+    "default of an array": """
+        def mine(images, weights=np.array([0, len("{}" * 500)])):
+            return images[..., 0] * weights[1]
+    """,
+    "value of the function around it": """
+        def maker(how):
+            return lambda images: getattr(images, how)(-1)
+        mine = maker("{}")
+    """,
+    "partial of a function": """
+        def any_of(images, channel):
+            return images.{}(channel)
+        mine = functools.partial(any_of, channel=-1)
+    """,
+    "argument of a partial": """
+        def any_of(how, images):
+            return getattr(images, how)(-1)
+        mine = functools.partial(functools.partial(any_of, "{}"))
+    """,
+    "keyword of a partial": """
+        def any_of(images, how):
+            return getattr(images, how)(-1)
+        mine = functools.partial(any_of, how="{}")
+    """,
+    "decorated method": """
+        class mine:
+            units, classes = "1", ()
+            def __init__(self, spec, device):
+                super().__init__()
+            @torch.no_grad()
+            def __call__(self, images):
+                return images.{}(-1)
+    """,
+    "attribute and base of a class": """
+        class Base:
+            how = "{}"
+        class mine(Base):
+            units, classes = "1", ()
+            def __init__(self, spec, device):
+                pass
+            def __call__(self, images):
+                return getattr(images, self.how)(-1)
+    """,
+    "network": """
+        class Network(torch.nn.Module):
+            def forward(self, images):
+                return images.{}(-1)
+        mine = Network()
+    """,
+    "method of an instance": """
+        class Labels:
+            @staticmethod
+            def reduced(images):
+                return images.{}(-1)
+            @property
+            def half(self):
+                return 0.5
+            def label(self, images):
+                return self.half * self.reduced(images)
+        mine = Labels().label
+    """,
+}
+"""Cells of a notebook that define a labeler, by what of them an edit of the word {} changes."""
+
+
+@pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
+def test_a_labeler_without_a_file_is_known_by_all_that_its_cell_says_of_it(cell):
+    spec, fingerprints = LabelerSpec(name="cell"), []
+    for word in ("mean", "max", "mean"):
+        names = {"__name__": "a_notebook", "torch": torch, "functools": functools, "np": np}
+        exec(textwrap.dedent(cell.format(word)), names)
+        register_labeler("depth", "cell")(names["mine"])
+        fingerprints.append(check_labeler("depth", spec))
+    assert fingerprints[0] == fingerprints[2] != fingerprints[1]
+
+
+def test_a_partial_of_a_function_in_a_file_is_known_by_the_file_and_its_arguments():
+    spec, fingerprints = LabelerSpec(name="cell"), []
+    for threshold in (1, 2, 1):
+        register_labeler("depth", "cell")(functools.partial(exceeding, threshold=threshold))
+        fingerprints.append(check_labeler("depth", spec))
+        assert find_labeler("depth", "cell").file.path == Path(__file__)
+    assert fingerprints[0] == fingerprints[2] != fingerprints[1]
+
+
+def exceeding(images, threshold):
+    """Mask of bright pixels, for the test of a partial."""
+    return images.mean(-1) > threshold
 
 
 def test_a_vectors_labeler_is_loaded_again_when_its_weights_were_overwritten(tmp_path):
