@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import s3fs
 
 from flows.pause_watch import SUSPENSION_EVENT
+from ldmprobe_core.errors import without_logins
 
 if TYPE_CHECKING:
     from prefect.events.schemas.automations import AutomationCore
@@ -70,8 +71,8 @@ def make_bucket() -> None:
         except OSError as error:
             if time.monotonic() > deadline:
                 raise SetupError(
-                    f"LDMPROBE_STORE: bucket {bucket} is not writable ({error}). Fix: check the "
-                    "object store and its keys"
+                    f"LDMPROBE_STORE: bucket {bucket} is not writable "
+                    f"({without_logins(str(error))}). Fix: check the object store and its keys"
                 ) from None
             time.sleep(0.3)
 

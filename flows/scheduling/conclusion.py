@@ -14,6 +14,7 @@ from ldmprobe_core.analysis.index.build import write_index
 from ldmprobe_core.analysis.index.history import update_history
 from tasks.artifacts import publish_history, publish_retention
 from tasks.display import activity
+from tasks.failures import describe_failure
 from tasks.references import RunRef
 from tasks.study import prune_scheduled_runs
 
@@ -48,9 +49,8 @@ def _attempt(what: str, work: Callable[[], object]) -> bool:
     try:
         work()
     except Exception as error:
-        get_run_logger().warning(
-            "%s failed, and the study is complete: %s: %s", what, type(error).__name__, error
-        )
+        reason = describe_failure(error)
+        get_run_logger().warning("%s failed, and the study is complete: %s", what, reason)
         return False
     return True
 
@@ -60,7 +60,7 @@ def _apply_retention(run: RunRef, study: str, schedule: Schedule) -> None:
     try:
         actions = prune_scheduled_runs(run, study, schedule.keep, schedule.keep_activations)
     except Exception as error:
-        publish_retention(study, [], f"{type(error).__name__}: {error}")
+        publish_retention(study, [], describe_failure(error))
         raise
     for item in actions:
         name, reason = item.url.rpartition("/")[2], f" ({item.reason})" if item.reason else ""

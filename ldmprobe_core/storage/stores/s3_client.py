@@ -28,7 +28,7 @@ from obstore.exceptions import (
 )
 from obstore.store import S3Store
 
-from ldmprobe_core.errors import UserError
+from ldmprobe_core.errors import UserError, without_logins
 from ldmprobe_core.storage.proxies import bypass_proxies_for_loopback
 
 CLIENT = "LDMPROBE_S3_CLIENT"
@@ -184,7 +184,9 @@ async def retried(call: Callable[[], Awaitable[T]], patient: bool = True) -> T:
             return await call()
         except BaseError as error:
             if wait is None or not _may_pass(error):
-                raise _os_error(error) from error
+                # Its text quotes the endpoint, whose login no traceback may show either.
+                cause = type(error)(without_logins(str(error)))
+                raise _os_error(cause) from cause
             await asyncio.sleep(wait)
     raise RuntimeError("unreachable: the last attempt returns or raises")
 

@@ -16,5 +16,5 @@ def study_of(character):
 def test_study_of_prompts_beyond_ascii_is_counted_as_prefect_counts_it():
     """70,000 letters are 70 kB in ASCII; of two bytes in UTF-8, each is an escape of six bytes."""
     check_study_size(study_of("b"))
-    with pytest.raises(UserError, match=r"^prompts\.items makes the study 42\d kB, .*prompts\.files"):
+    with pytest.raises(UserError, match=r"^prompts\.items makes the study 42\d kB, "):
         check_study_size(study_of("\u0431"))

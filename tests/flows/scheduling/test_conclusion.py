@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from datetime import UTC, date, datetime
 
+import httpx
 import pytest
 from prefect.client.orchestration import get_client
 
 import tasks.study
+from flows.scheduling import conclusion
+from flows.scheduling.settings import Schedule
 from ldmprobe_core.pipeline.prepare import prepare_run
 from ldmprobe_core.storage.lease import hold_lease
 from ldmprobe_core.storage.lifecycle.schedule_record import ScheduleRecord, write_schedule_record
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.loading import parse_study
+from tasks.references import RunRef
 
 MARCH_1 = datetime(2026, 3, 1, 3, tzinfo=UTC)
 
@@ -102,3 +107,22 @@ def test_old_scheduled_runs_are_deleted_after_the_study(
     (row,) = table_of("retention-nightly", third)
     assert row["reason"] == "the history was not written, so nothing is deleted"
     assert february.exists
+
+
+def test_failures_are_logged_and_published_without_the_logins_of_addresses(monkeypatch, caplog):
+    def refused(*arguments):
+        raise httpx.ConnectError("no answer of http://admin:hidden@server/api")
+
+    published = []
+    monkeypatch.setattr(conclusion, "get_run_logger", lambda: logging.getLogger("conclusion"))
+    monkeypatch.setattr(conclusion, "update_history", lambda store, study: [])
+    monkeypatch.setattr(conclusion, "publish_history", lambda study, rows: None)
+    monkeypatch.setattr(conclusion, "prune_scheduled_runs", refused)
+    monkeypatch.setattr(conclusion, "write_index", refused)
+    monkeypatch.setattr(conclusion, "publish_retention", lambda *row: published.append(row))
+    conclusion.conclude(RunRef(url="/runs/nightly-1", identity="1"), "nightly", Schedule(keep=1))
+    reason = "ConnectError: no answer of http://server/api"
+    assert published == [("nightly", [], reason)]
+    assert caplog.messages == [
+        f"{what} failed, and the study is complete: {reason}" for what in ("retention", "index")
+    ]

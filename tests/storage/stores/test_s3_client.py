@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import threading
+import traceback
 
 import pytest
 from obstore.exceptions import AlreadyExistsError, GenericError, PermissionDeniedError
@@ -111,3 +112,11 @@ def test_messages_are_one_line_with_the_cause(monkeypatch, text, said):
     _, error = attempts(monkeypatch, GenericError(text))
     where = "object store: Error performing PUT http://127.0.0.1:1/runs/x in 2ms"
     assert str(error) == f"{where} - {said}"
+
+
+@pytest.mark.parametrize("kind", [GenericError, PermissionDeniedError])
+def test_login_of_the_endpoint_is_in_no_message_or_traceback(monkeypatch, kind):
+    text = refusal("403 Forbidden").replace("127.0.0.1", "admin:hidden@127.0.0.1")
+    _, error = attempts(monkeypatch, kind(text))
+    assert "PUT http://127.0.0.1:1/runs/x" in str(error)
+    assert "hidden" not in "".join(traceback.format_exception(error))
