@@ -54,11 +54,14 @@ def direction_of(
     statistics = unstored_statistics(run, "trained", step, layer)
     path, column = label_regression(run, spec.prop, tokens, labels, statistics)
     moments = Moments(path.mean_x, path.covariance)
-    probes = probes_of_cell(run, identity, spec, step, layer)
-    if spec.method in ERASURES:
-        probes.insert(0, _erasing_probe(spec, path, column))
-    else:
+    if spec.method not in ERASURES:
+        probes = probes_of_cell(run, identity, spec, step, layer)
         probes.insert(0, probes.pop(probe_kinds_of(run, spec).index(kind)))
+    else:
+        # Only the orthogonal null edit uses the run's own probes, and those of latents take a fit.
+        needs_probes = "orthogonal" in spec.conditions
+        probes = probes_of_cell(run, identity, spec, step, layer) if needs_probes else []
+        probes.insert(0, _erasing_probe(spec, path, column))
     context = NullContext(
         moments,
         np.stack([probe.weight for probe in probes]),
@@ -138,6 +141,19 @@ def _linear(probe: object) -> LinearProbe:
     return probe
 
 
+def permutations(run: Run, kind: str) -> int:
+    """Return the number of permutations of the labels in the null edit ``permuted``.
+
+    Each is one more fit.  Kinds of probes that sums alone give take little longer for many; other
+    kinds, which read every token again, are fitted to one, as in the study's own control.  A run
+    that stores sums of its training samples has those of its study (``controls.permutations``).
+    """
+    if not probe_kind(kind).from_statistics:
+        return 1
+    stores_sums = run.study.capture.keep == "statistics"
+    return min(DIRECTIONS, run.study.controls.permutations) if stores_sums else DIRECTIONS
+
+
 def _permuted_directions(
     run: Run,
     spec: Intervention,
@@ -150,11 +166,12 @@ def _permuted_directions(
     """Compute the edit directions of probes fitted to labels of other images, (draw, channel).
 
     The run does not store probes of shuffled labels, so they are fitted here, one for each draw of
-    the shuffled labels.  A run that stores sums of its training samples has as many draws as its
-    study (``controls.permutations``); for others, the intervention's seed gives the draws.
+    the shuffled labels (see `permutations`); the intervention's seed gives the draws of a run that
+    stores no sums.
     """
-    draws = range(spec.seed * DIRECTIONS, (spec.seed + 1) * DIRECTIONS)
-    columns = tuple(LabelColumn("shuffled", spec.prop, draw) for draw in draws)
+    count = permutations(run, kind)
+    first = spec.seed * DIRECTIONS
+    columns = tuple(LabelColumn("shuffled", spec.prop, first + draw) for draw in range(count))
     if statistics:
         columns = summed_columns(run.study, "trained")
     fitter = FITTERS[kind]
@@ -164,7 +181,7 @@ def _permuted_directions(
         for index, column in enumerate(columns)
         if (column.assignment, column.prop) == ("shuffled", spec.prop)
     ]
-    weights = np.stack([probe.weight for probe in probes[:DIRECTIONS]])
+    weights = np.stack([probe.weight for probe in probes[:count]])
     return weights if spec.metric == "l2" else weights @ moments.covariance
 
 

@@ -63,7 +63,7 @@ class Null:
 
 
 DIRECTIONS = 16
-"""Number of random directions, or permutations of the labels, at each layer and step."""
+"""Number of random directions, and the most permutations of the labels, at each layer and step."""
 
 
 def coherent_directions(cell: NullContext) -> np.ndarray:

@@ -56,6 +56,9 @@ class EffectRecord(BaseModel):
         size: root mean square norm of the change in an edited cell, in norms of the least edit that
             changes the prediction by one standard deviation; its mean over cells, samples and
             targets; None for donors.  Null edits but ``own_label`` have that of the edit.
+        directions: number of directions of a null edit in each cell, which samples take in turn;
+            for ``permuted`` that of the permutations of the labels.  None for the edit, for
+            ``own_label``, and for interventions of early versions.
         readings: for an erasure or its null edits, what the run's probes of each layer and kind
             read in the generation of the edited images; empty for other methods.
     """
@@ -70,6 +73,7 @@ class EffectRecord(BaseModel):
     outside: Interval
     kept: float | None
     size: float | None = None
+    directions: int | None = None
     readings: list[ProbeReading] = []
 
 

@@ -5,6 +5,7 @@ import pytest
 from intervention_helpers import direction_in
 from sklearn.linear_model import Ridge
 
+from ldmprobe_core.interventions import directions
 from ldmprobe_core.interventions.directions import label_regression
 from ldmprobe_core.interventions.spec import Intervention
 from ldmprobe_core.pipeline.labels import label_set
@@ -146,6 +147,31 @@ def test_permuted_directions_are_of_ridge_regressions_on_other_images_labels(run
     assert np.abs(np.triu(found @ found.T, 1)).max() < 0.999
     other = direction_in(run, spec.model_copy(update={"seed": 5}), 1, layer).nulls["permuted"]
     assert np.abs(found @ other.double().numpy().T).max() < 0.999
+
+
+def test_null_of_permuted_labels_has_one_permutation_of_probes_that_read_every_token(run):
+    """As the study's own control has: each of sixteen fits would take as long as the first."""
+    layer = run.layers[0]
+    for kind, draws in (("logistic", 1), ("ridge", 16)):
+        spec = Intervention(kind=kind, layers=(layer,), samples=2, steps=1, seed=3)
+        assert direction_in(run, spec, 1, layer).nulls["permuted"].shape[0] == draws
+
+
+def test_erasure_of_the_denoisers_input_fits_no_probes_of_latents_that_no_null_edit_needs(
+    run, monkeypatch
+):
+    fitted = []
+    monkeypatch.setattr(directions, "single_latent_probes", lambda *cell: fitted.append(cell))
+    spec = Intervention(
+        prop="depth",
+        method="leace",
+        layers=("latents",),
+        steps=1,
+        samples=2,
+        controls=("coherent",),
+    )
+    assert direction_in(run, spec, 1, "latents").nulls["coherent"].shape[0] == 16
+    assert fitted == []
 
 
 def test_direction_of_the_denoisers_input_reads_single_latents(run):

@@ -135,6 +135,7 @@ def test_effect_rows_have_the_agreement_with_the_own_label_and_the_vanished_mask
     rows = effect_rows(carry_out_intervention(run, Intervention(samples=2, steps=1, seed=42)))
     assert all({"with own label", "mask vanished"} <= set(row) for row in rows)
     assert rows[-1]["image"] == "own label as target"
+    assert rows[-2]["image"].startswith("probe of other images' labels (")
     erased = carry_out_intervention(run, Intervention(samples=2, steps=1, method="leace"))
     assert "Dice with own label" in effect_rows(erased)[0]
     assert "with own label" not in effect_rows(erased)[0]

@@ -7,6 +7,7 @@ from intervention_helpers import carry_out_intervention
 from model_helpers import architecture_study
 from run_helpers import carry_out, small_study
 
+from ldmprobe_core.analysis.report.intervention_text import effect_rows
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.interventions.measures.summarize import summarise_intervention
 from ldmprobe_core.interventions.plan import plan_intervention
@@ -146,6 +147,8 @@ def test_edit_batch_fits_probes_by_descent_while_images_are_generated(descended,
     summary = carry_out_intervention(run, spec)
     assert summary.kind == "adam"
     assert set(summary.effects) == {"edited", "permuted"}
+    assert summary.effects["permuted"].directions == 1
+    assert effect_rows(summary)[-1]["image"] == "probe of other images' labels (1 permutation)"
 
 
 def test_edit_batch_makes_a_causal_map_of_packed_latents(tmp_path):

@@ -74,7 +74,10 @@ def effect_rows(summary: InterventionSummary) -> list[dict[str, str]]:
     several = len(summary.sites) > 1
     for site in summary.sites:
         for condition, effect in site.effects.items():
-            row = {"image": _condition_title(condition), metric: number(effect.mean)}
+            title = _condition_title(condition)
+            if condition == "permuted" and effect.directions is not None:
+                title += f" ({effect.directions} permutation{'s' * (effect.directions > 1)})"
+            row = {"image": title, metric: number(effect.mean)}
             if several:
                 row = {"dose": "–" if site.dose is None else f"{site.dose:g}", **row}
             rows.append(row | _details(effect, summary.intervention.method))

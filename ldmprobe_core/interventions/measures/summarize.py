@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from ldmprobe_core.interventions.directions import permutations
 from ldmprobe_core.interventions.measures.decodable import score_at_site, stored_scores
 from ldmprobe_core.interventions.measures.readings import probe_readings
+from ldmprobe_core.interventions.null_directions import DIRECTIONS, NULLS
 from ldmprobe_core.interventions.plan import InterventionPlan, Site, plan_intervention
 from ldmprobe_core.interventions.results import (
     INTERVENTIONS_GROUP,
@@ -90,7 +92,9 @@ def _site_record(
     edited = data.score.values[0].reshape(n_measures, -1).astype(float)
     site = plan.sites[[str(site) for site in plan.sites].index(str(data.site.values))]
     effects = {
-        condition: _effect_record(data.isel(condition=i), condition, before, edited, bootstrap)
+        condition: _effect_record(
+            data.isel(condition=i), condition, before, edited, bootstrap
+        ).model_copy(update={"directions": _n_directions(run, plan.kind, condition)})
         for i, condition in enumerate(spec.conditions)
     }
     if "probe_score" in data:
@@ -112,6 +116,13 @@ def _site_record(
         effects=effects,
         decodable=score_at_site(run, spec, plan.kind, site) if len(site.layers) == 1 else None,
     )
+
+
+def _n_directions(run: Run, kind: str, condition: str) -> int | None:
+    """Return the number of directions of a null edit in each cell; None if it has no own ones."""
+    if condition == EDITED or NULLS[condition].directions is None:
+        return None
+    return permutations(run, kind) if condition == "permuted" else DIRECTIONS
 
 
 def _effect_record(
