@@ -40,21 +40,24 @@ def versions() -> dict[str, str]:
 def record_environment(run: Run, verb: str) -> None:
     """Record that this process computes units of a kind, unless the run has the same record.
 
-    Each process looks only once, since its packages and devices do not change.
+    Each process writes only once for a run and a device, since its packages do not change.  A
+    worker may live on while the run is created again, or resumed with another device.
 
     Args:
         run: the run.
         verb: kind of the units, such as ``generate``.
     """
-    cached_fact(run.url, f"environment of {verb}", lambda: _write_record(run, verb))
-
-
-def _write_record(run: Run, verb: str) -> str:
-    """Write the record of this process, and return the name of its file."""
     # This import loads torch, which reports do not need.
     from ldmprobe_core.models.devices import pick_device
 
     device = pick_device(run.study.execution.wanted_device).type
+    identity = run.location.read_text("identity")
+    fact = f"environment of {verb} on {device} in {identity}"
+    cached_fact(run.url, fact, lambda: _write_record(run, verb, device))
+
+
+def _write_record(run: Run, verb: str, device: str) -> str:
+    """Write the record of this process, and return the name of its file."""
     record = {"unit": verb, "device": device, "versions": versions()}
     text = json.dumps(record, indent=1, sort_keys=True) + "\n"
     name = f"{ENVIRONMENTS}/{verb}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"

@@ -6,9 +6,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import torch
 
 from ldmprobe_core.analysis.compare import difference_notes
 from ldmprobe_core.analysis.run_analysis import current_fields
+from ldmprobe_core.models import devices
 from ldmprobe_core.pipeline import environments
 from ldmprobe_core.pipeline.environments import change_notes, environment_notes
 from ldmprobe_core.pipeline.units import carry_out_unit
@@ -65,6 +67,19 @@ def test_devices_are_compared_within_a_kind_of_unit_and_damaged_records_left_out
     one.with_name("generate-0.json").write_text(json.dumps(other))
     (note,) = environment_notes(copy)
     assert note.endswith("which may change results: device of generate (cpu, cuda)")
+
+
+def test_a_process_records_each_device_and_each_run_at_an_address(copy, monkeypatch):
+    """A Dask worker lives on while its run is resumed with another device, or created again."""
+    shutil.rmtree(f"{copy.url}/environments")
+    for device in ("cpu", "mps", "mps"):
+        monkeypatch.setattr(devices, "pick_device", lambda name, one=device: torch.device(one))
+        environments.record_environment(Run(copy.url), "probe")
+    assert sorted(record["device"] for record in records(copy).values()) == ["cpu", "mps"]
+    shutil.rmtree(f"{copy.url}/environments")
+    copy.location.write_text("identity", "another run")
+    environments.record_environment(Run(copy.url), "probe")
+    assert [record["device"] for record in records(copy).values()] == ["mps"]
 
 
 def test_a_run_of_an_early_version_has_no_records(copy):
