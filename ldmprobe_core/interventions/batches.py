@@ -22,11 +22,12 @@ from ldmprobe_core.interventions.measures.scores import change_outside, score_ed
 from ldmprobe_core.interventions.null_directions import NULLS
 from ldmprobe_core.interventions.plan import InterventionPlan, Site, read_layers
 from ldmprobe_core.interventions.spec import DONOR, EDITED, ERASURES, Intervention
+from ldmprobe_core.pipeline.label import checked_labels
 from ldmprobe_core.pipeline.labels import as_label, cached_label_set
 from ldmprobe_core.pipeline.model_cache import use_models
 from ldmprobe_core.probing.linear import LinearProbe
 from ldmprobe_core.storage.run import Run
-from ldmprobe_core.study.properties import property_of
+from ldmprobe_core.study.properties import CLASS, property_of
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class InterventionBatch:
                 change = reader.reading(self._change(condition, dose, logs), site.cells)
                 editor = Editor(sampler, [*site.cells, *probes], change)
                 edited = sample_edited(sampler, [run.samples[i] for i in self.samples], editor)
-                maps = labelers[prop.name](edited)
+                maps = _labels(run, prop.name, labelers, edited, self.samples)
                 scores = score_edited_maps(
                     prop, as_label(run.study, prop.name, maps), self.labels, self.targets, mean_map
                 )
@@ -144,7 +145,20 @@ def _class_unchanged(
 
     The value is 1 for an unchanged class, 0 for a changed one, and NaN without a class labeler.
     """
-    if "class" not in labelers:
+    if CLASS not in labelers:
         return np.full(len(edited), np.nan)
     top_class = run.read("labels", "class_score", sample=samples).argmax(1)
-    return (labelers["class"](edited).argmax(1) == top_class).astype(float)
+    scores = _labels(run, CLASS, labelers, edited, samples)
+    return (scores.argmax(1) == top_class).astype(float)
+
+
+def _labels(
+    run: Run, prop: str, labelers: dict[str, Any], edited: np.ndarray, samples: list[int]
+) -> np.ndarray:
+    """Apply the labeler of one property to edited images, and check its labels as a run's own.
+
+    Raises:
+        RunError: a label is not finite, or a value of a mask or a class probability is not a share.
+    """
+    (labels,) = checked_labels(run.study, {prop: labelers[prop]}, edited, samples).values()
+    return labels

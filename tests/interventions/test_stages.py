@@ -1,5 +1,7 @@
 """Units of work of an intervention: creation, resuming, target files."""
 
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import tiny_models
@@ -8,13 +10,16 @@ from model_helpers import architecture_study
 from run_helpers import carry_out, small_study
 
 from ldmprobe_core.analysis.report.intervention_text import effect_rows
-from ldmprobe_core.errors import UserError
+from ldmprobe_core.errors import RunError, UserError
+from ldmprobe_core.interventions import batches
 from ldmprobe_core.interventions.measures.summarize import summarise_intervention
 from ldmprobe_core.interventions.plan import plan_intervention
 from ldmprobe_core.interventions.spec import Intervention
 from ldmprobe_core.interventions.stages import create_intervention, edit_batch
 from ldmprobe_core.interventions.targets import Target
+from ldmprobe_core.pipeline.model_cache import use_models
 from ldmprobe_core.storage.filesystem import Location
+from ldmprobe_core.storage.units import EDIT
 from ldmprobe_core.storage.verify import find_corrupt_chunks
 from ldmprobe_core.study.loading import parse_study
 
@@ -30,6 +35,33 @@ def test_edit_batch_repeats_a_batch_that_is_not_marked_done(run):
         summarise_intervention(run, spec.name, 0.0)
     edit_batch(run.url, spec.name, 0, 0, 0, 0)
     np.testing.assert_array_equal(run.read(group, "image"), before)
+
+
+@pytest.mark.parametrize(
+    ("prop", "edited", "value", "words"),
+    [
+        ("depth", "depth", np.nan, r"labels\.depth: .*NaN"),
+        ("foreground", "foreground", 255.0, r"labels\.foreground: .*from 0 to 1"),
+        ("class", "foreground", 3.0, r"labels\.class: .*from 0 to 1"),
+    ],
+)
+def test_edit_batch_refuses_unusable_labels_of_edited_images(
+    run, monkeypatch, prop, edited, value, words
+):
+    """A labeler may fail on edited images alone, which are unlike those that it labeled so far."""
+
+    @contextmanager
+    def with_broken_labeler(run):
+        with use_models(run) as (sampler, labelers):
+            usable = labelers[prop]
+            yield sampler, labelers | {prop: lambda images: np.full_like(usable(images), value)}
+
+    monkeypatch.setattr(batches, "use_models", with_broken_labeler)
+    spec = Intervention(prop=edited, samples=1, steps=1, layers=("mid_block*",), seed=21)
+    name = create_intervention(run, spec)
+    with pytest.raises(RunError, match=words):
+        edit_batch(run.url, name, 0, 0, 0, 0)
+    assert not run.progress_of(f"interventions/{name}").completed(EDIT).any()
 
 
 def test_create_intervention_replaces_arrays_of_an_interrupted_attempt(run, monkeypatch):
