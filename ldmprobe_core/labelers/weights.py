@@ -8,6 +8,7 @@ Weights that are published as a pickled state dict must be converted once::
 from __future__ import annotations
 
 import importlib.util
+import pickle
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -339,9 +340,20 @@ def convert(path: Path) -> Path:
         path of the safetensors file.
 
     Raises:
-        UserError: the file holds no state dict.
+        UserError: the file cannot be read, or holds no state dict.
     """
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path}: it is no pickle of tensors and plain containers alone. Fix: save the "
+            "network's state dict, not the network, with torch.save"
+        ) from None
+    except (OSError, EOFError, RuntimeError) as error:
+        raise UserError(
+            f"{path}: it cannot be read ({str(error).partition(chr(10))[0]:.120}). Fix: give a "
+            "file that torch.save wrote"
+        ) from None
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
     entries = state.items() if isinstance(state, Mapping) else ()
     tensors = {
@@ -366,7 +378,7 @@ def _forbid_network() -> None:
 
     def refuse(event: str, _: object) -> None:
         if event.startswith(("socket.", "subprocess.", "os.system", "os.exec", "os.posix_spawn")):
-            raise PermissionError(
+            raise UserError(
                 f"the pickle tries {event}, which loading weights never needs, so it may "
                 "be harmful. Fix: use weights from a source that you trust"
             )

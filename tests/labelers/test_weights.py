@@ -82,6 +82,18 @@ def test_convert_leaves_out_what_is_no_tensor_and_refuses_a_file_without_any(tmp
     assert not (tmp_path / "none.safetensors").exists()
 
 
+def test_convert_names_a_file_that_holds_a_network_or_nothing_that_can_be_read(tmp_path):
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "network.pth")
+    (tmp_path / "text.pth").write_text("not weights")
+    (tmp_path / "empty.pth").touch()
+    torch.save({"a": torch.ones(2)}, tmp_path / "whole.pth")
+    content = (tmp_path / "whole.pth").read_bytes()
+    (tmp_path / "cut.pth").write_bytes(content[: len(content) // 2])
+    for name in ("network", "text", "empty", "cut", "missing", ""):
+        with pytest.raises(UserError, match=rf"{name}(\.pth)?: it .*\. Fix: .*torch\.save"):
+            convert(tmp_path / f"{name}.pth" if name else tmp_path)
+
+
 def test_find_folder_refuses_a_folder_of_pickles(tmp_path):
     glpn(tmp_path / "g")
     weights = tmp_path / "g" / "model.safetensors"
