@@ -360,6 +360,14 @@ def check_labeler(prop: str, spec: LabelerSpec) -> str:
     return digest.hexdigest()[:16]
 
 
+def definition_of(prop: str, spec: LabelerSpec) -> str:
+    """Return what a labeler's fingerprint covers, in words, with the file of its code if any."""
+    entry = find_labeler(prop, spec.name)
+    if entry.file is not None:
+        return f"weights or code ({entry.file.path})"
+    return "weights or code" if entry.code else "weights"
+
+
 def labelers_of(study: Study) -> dict[str, LabelerSpec]:
     """Return labeler settings by property; properties that are read from map files are left out."""
     labeled = (*study.labels.maps, *study.labels.numbers)

@@ -15,7 +15,12 @@ from typing import Any
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.base import Labeler
-from ldmprobe_core.labelers.registry import check_labeler, labelers_of, load_labeler
+from ldmprobe_core.labelers.registry import (
+    check_labeler,
+    definition_of,
+    labelers_of,
+    load_labeler,
+)
 from ldmprobe_core.models.allocator import keep_freed_memory
 from ldmprobe_core.models.devices import pick_device
 from ldmprobe_core.models.sampling import PipelineSampler
@@ -190,9 +195,9 @@ def get_labelers(study: Study, fingerprints: dict[str, str] | None = None) -> di
             fingerprint_here = check_labeler(prop, spec)
             if fingerprint_here != known[prop]:
                 raise UserError(
-                    f"labels.{prop} has weights with fingerprint {fingerprint_here} on this "
-                    f"worker, but {known[prop]} when the run was created. Fix: give every "
-                    "worker the same weights."
+                    f"labels.{prop} has {definition_of(prop, spec)} with fingerprint "
+                    f"{fingerprint_here} on this worker, but {known[prop]} when the run was "
+                    "created. Fix: give every worker the same files."
                 )
         device = pick_device(study.execution.wanted_device)
         return {prop: load_labeler(prop, spec, device) for prop, spec in specs.items()}

@@ -8,7 +8,7 @@ from typing import Any
 
 import ldmprobe_core
 from ldmprobe_core.errors import RunError, UserError
-from ldmprobe_core.labelers.registry import check_labeler, labelers_of
+from ldmprobe_core.labelers.registry import check_labeler, definition_of, labelers_of
 from ldmprobe_core.models.sources.lookup import source_of
 from ldmprobe_core.models.timesteps import log_snr
 from ldmprobe_core.pipeline.environments import versions
@@ -116,9 +116,9 @@ def check_fingerprints(run: Run, study: Study) -> None:
         recorded, current = attributes["labeler_fingerprints"].get(prop), check_labeler(prop, spec)
         if recorded != current:
             raise UserError(
-                f"{run.url}: the weights of labels.{prop} had fingerprint {recorded} when the run "
-                f"was created, and have {current} now. Fix: move that run away, or choose another "
-                "store."
+                f"{run.url}: the {definition_of(prop, spec)} of labels.{prop} had fingerprint "
+                f"{recorded} when the run was created, and have {current} now. Fix: move that run "
+                "away, or choose another store."
             )
     recorded = attributes["model_fingerprint"]
     current = source_of(study.model).fingerprint()

@@ -15,7 +15,7 @@ from ldmprobe_core.labelers.functions import FunctionLabeler, takes_images
 from ldmprobe_core.labelers.registry import check_labeler, load_labeler, register_labeler
 from ldmprobe_core.pipeline.generate import generate_batch
 from ldmprobe_core.pipeline.label import label_batch
-from ldmprobe_core.pipeline.prepare import prepare_run
+from ldmprobe_core.pipeline.prepare import check_fingerprints, prepare_run
 from ldmprobe_core.study.probe_sections import LabelerSpec
 
 MODULE = """
@@ -179,6 +179,22 @@ def test_labeler_whose_file_was_changed_after_its_import_is_refused(module, labe
         check_labeler("shading", spec)
     file.write_text(textwrap.dedent(MODULE))
     assert check_labeler("shading", spec) == before
+
+
+def test_run_of_a_labeler_whose_code_has_changed_is_refused_by_the_name_of_its_file(
+    tiny_study, tmp_path, module
+):
+    name, file = module
+    labels = {"shading": "edited", "foreground": None, "depth": None, "class": None}
+    study, runs = tiny_study(labels=labels), str(tmp_path / "runs")
+    register_labeler("shading", "edited")(importlib.import_module(name).redness)
+    run = prepare_run(study, runs)
+    file.write_text(textwrap.dedent(MODULE) + "\n# changed\n")
+    sys.modules.pop(name)
+    register_labeler("shading", "edited")(importlib.import_module(name).redness)
+    words = rf"the weights or code \({file}\) of labels\.shading had fingerprint .* Fix: move"
+    with pytest.raises(UserError, match=words):
+        check_fingerprints(run, study)
 
 
 def test_labeler_first_named_after_the_file_of_an_imported_module_was_changed_is_refused(module):
