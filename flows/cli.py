@@ -51,6 +51,7 @@ from tasks.display import activity
 if TYPE_CHECKING:
     from ldmprobe_core.pipeline.planning.plan import StudyPlan
     from ldmprobe_core.storage.run import Run
+    from ldmprobe_core.storage.verify import Repair
 
 app = typer.Typer(
     epilog=EXIT_CODES,
@@ -285,18 +286,28 @@ def verify(
                 f"{len(damage)} chunks are damaged. Fix: verify --redo, then run the study."
             )
         lease.require_held()
-        left = clear_progress(target, damage)
-    if left:
+        repair = clear_progress(target, damage)
+    if left := repair.beyond_repair:
         raise RunError(
             f"{left[0].key} is damaged, and cannot be computed from the rest of the run. Fix: "
             "restore the run from a copy, or move it away and start again."
         )
-    if target.location.has("summary.json"):
-        console.print("the damaged metadata is restored; every chunk is whole", highlight=False)
-        return
-    console.print(
-        f"{len(damage)} damaged chunks will be computed again by the next run", highlight=False
-    )
+    for sentence in _repair_sentences(repair):
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
+
+def _repair_sentences(repair: Repair) -> list[str]:
+    """Say which commands repeat the units that were marked; without any, that all is restored."""
+    sentences = []
+    if repair.of_run:
+        units = f"{repair.of_run} unit{'s' * (repair.of_run > 1)} of work"
+        sentences.append(f"{units} with damaged chunks will be repeated by the next run")
+    for name in repair.interventions:
+        sentences.append(
+            f"the damaged edits of {name} will be repeated by `ldmprobe intervene` with the same "
+            f"options, which are in edits/{name}/intervention.json"
+        )
+    return sentences or ["the damaged metadata is restored; every chunk is whole"]
 
 
 @app.command()

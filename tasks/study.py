@@ -119,7 +119,7 @@ def redo(run: RunRef, array: str) -> None:
     for chunk in corrupt:
         get_run_logger().warning("%s is %s; its unit is repeated", chunk.key, chunk.reason)
     finished = store.location.has("summary.json")
-    beyond_repair = clear_progress(store, corrupt)
+    beyond_repair = clear_progress(store, corrupt).beyond_repair
     if finished and not store.location.has("summary.json"):
         get_run_logger().warning("summary.json is removed; the study flow writes it again")
     if beyond_repair:

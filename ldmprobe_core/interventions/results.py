@@ -9,11 +9,10 @@ from ldmprobe_core.interventions.records import DoseEffect, InterventionRecord, 
 from ldmprobe_core.interventions.spec import EDITED, Intervention
 from ldmprobe_core.probing.inference.bootstrap import Interval
 from ldmprobe_core.storage.run import Run
+from ldmprobe_core.storage.units import EDIT_RECORDS
 
 INTERVENTIONS_GROUP = "interventions"
 """Zarr group that contains the arrays of all interventions."""
-RECORDS = "edits"
-"""Folder of the JSON records; separate from the arrays, as Zarr warns of foreign files."""
 
 
 class ProbeReading(BaseModel):
@@ -189,7 +188,7 @@ def read_intervention(run: Run, name: str) -> Intervention:
         UserError: the run has no intervention of this name.
         RunError: the record is damaged, or belongs to another intervention.
     """
-    file = f"{RECORDS}/{name}/intervention.json"
+    file = f"{EDIT_RECORDS}/{name}/intervention.json"
     spec = run.location.read_record(file, Intervention, "put back a copy of it")
     # The name contains the hash of the settings, so a different name shows that the file is another
     # intervention's.
@@ -203,7 +202,7 @@ def read_intervention(run: Run, name: str) -> Intervention:
 
 def has_intervention_summary(run: Run, name: str) -> bool:
     """Return True if a run's intervention is finished, that is, has a ``summary.json``."""
-    return run.location.has(f"{RECORDS}/{name}/summary.json")
+    return run.location.has(f"{EDIT_RECORDS}/{name}/summary.json")
 
 
 def read_intervention_summary(run: Run, name: str) -> InterventionSummary:
@@ -214,10 +213,12 @@ def read_intervention_summary(run: Run, name: str) -> InterventionSummary:
         RunError: the summary is damaged.
     """
     remedy = "remove it, and repeat `ldmprobe intervene` with the same options"
-    file = f"{RECORDS}/{name}/summary.json"
+    file = f"{EDIT_RECORDS}/{name}/summary.json"
     return run.location.read_record(file, InterventionSummary, remedy)
 
 
 def completed_interventions(run: Run) -> list[str]:
     """Return the names of the run's interventions that have a summary."""
-    return [name for name in run.location.folders(RECORDS) if has_intervention_summary(run, name)]
+    return [
+        name for name in run.location.folders(EDIT_RECORDS) if has_intervention_summary(run, name)
+    ]

@@ -25,7 +25,6 @@ from ldmprobe_core.interventions.plan import (
 )
 from ldmprobe_core.interventions.results import (
     INTERVENTIONS_GROUP,
-    RECORDS,
     read_intervention,
 )
 from ldmprobe_core.interventions.spec import DONOR, ERASURES, Intervention
@@ -37,7 +36,7 @@ from ldmprobe_core.pipeline.units import Unit, UnitOperations, register_units
 from ldmprobe_core.storage.group_builder import GroupBuilder
 from ldmprobe_core.storage.nodes import open_group
 from ldmprobe_core.storage.run import Run
-from ldmprobe_core.storage.units import EDIT
+from ldmprobe_core.storage.units import EDIT, EDIT_RECORDS
 from ldmprobe_core.study.properties import property_of
 
 _UNIT_AXES = {"score": (2, 3, 4), "probe_score": (3, 4, 5)}
@@ -69,14 +68,14 @@ def create_intervention(run: Run, spec: Intervention) -> str:
         )
     labels, targets = _labels_and_targets(run, spec, plan)
     with run.creation_lock():
-        if run.location.has(f"{RECORDS}/{spec.name}/intervention.json"):
+        if run.location.has(f"{EDIT_RECORDS}/{spec.name}/intervention.json"):
             return spec.name
         _create_arrays(run, spec, plan, labels, targets)
         # Update the consolidated metadata, because Zarr readers that use it see only the groups
         # that it lists.
         run.consolidate()
         run.location.write_text(
-            f"{RECORDS}/{spec.name}/intervention.json", spec.model_dump_json(indent=2)
+            f"{EDIT_RECORDS}/{spec.name}/intervention.json", spec.model_dump_json(indent=2)
         )
     return spec.name
 
@@ -205,8 +204,8 @@ def _require_no_results(run: Run, group: str) -> None:
     if done:
         name = group.rpartition("/")[2]
         raise UserError(
-            f"{run.url}: {group} holds results, but {RECORDS}/{name}/intervention.json is missing. "
-            "Fix: restore that file from a copy, or move the group out of the run."
+            f"{run.url}: {group} holds results, but {EDIT_RECORDS}/{name}/intervention.json is "
+            "missing. Fix: restore that file from a copy, or move the group out of the run."
         )
 
 

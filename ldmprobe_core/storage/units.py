@@ -144,6 +144,12 @@ EDIT = UnitKind(
     per_group=True,
 )
 
+EDIT_RECORDS = "edits"
+"""Folder with the JSON records of each group of edits: its settings, and the summary if finished.
+
+It is separate from the arrays, as Zarr warns of foreign files.
+"""
+
 UNIT_KINDS: dict[str, UnitKind] = {}
 """Registered kinds of units by verb, in the order in which a run carries them out."""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import zarr
@@ -36,6 +36,7 @@ from ldmprobe_core.storage.stores.metadata_cache import invalidate_cache
 from ldmprobe_core.storage.stores.regular_files import NotRegularError, remove_irregular
 from ldmprobe_core.storage.units import (
     ARRAY_DIM,
+    EDIT_RECORDS,
     UNIT_KINDS,
     UnitKind,
     is_progress_array,
@@ -171,22 +172,44 @@ def _contradicts(run: Run, key: str) -> bool:
     return isinstance(document, dict) and document.get("node_type") in ("group", "array")
 
 
-def clear_progress(run: Run, chunks: Iterable[CorruptChunkError]) -> list[CorruptChunkError]:
+class Repair(NamedTuple):
+    """What `clear_progress` did about corrupt chunks.
+
+    Attributes:
+        units: units that it marked as incomplete: group and name of the progress array, and index.
+        beyond_repair: the chunks that cannot be repaired, because no unit of a run writes them,
+            because a folder with files is in their place, or because the metadata contradicts its
+            copy.
+    """
+
+    units: list[tuple[str, str, tuple[int, ...]]]
+    beyond_repair: list[CorruptChunkError]
+
+    @property
+    def of_run(self) -> int:
+        """Number of marked units that the next run repeats."""
+        return sum(group == GROUP for group, _, _ in self.units)
+
+    @property
+    def interventions(self) -> list[str]:
+        """Names of the interventions that have marked units, which `ldmprobe intervene` repeats."""
+        groups = dict.fromkeys(group for group, _, _ in self.units if group != GROUP)
+        return [group.partition("/")[2] for group in groups]
+
+
+def clear_progress(run: Run, chunks: Iterable[CorruptChunkError]) -> Repair:
     """Mark the units that wrote corrupt chunks as incomplete, so that the next run repeats them.
 
     Damaged metadata of groups and arrays is first restored from the run's consolidated copy.  If
     both are readable but differ, either may be the damaged one, and nothing is repaired.
 
-    A run with a summary counts as finished.  The summary is therefore removed before the first unit
-    is marked, so that an interruption leaves an unfinished run.  It stays if no unit is marked.
-
-    Returns:
-        the chunks that cannot be repaired, because no unit of a run writes them, because a folder
-        with files is in their place, or because the metadata contradicts its copy.
+    A run with a summary counts as finished, and so does an intervention.  The summary is therefore
+    removed before the first of its units is marked, so that an interruption leaves an unfinished
+    run.  It stays if none of its units is marked.
     """
     chunks = list(chunks)
     if beyond_repair := _beyond_remedy(run, chunks):
-        return beyond_repair
+        return Repair([], beyond_repair)
     restored = [chunk for chunk in chunks if chunk.is_metadata]
     if restored:
         laid_out = consolidated_metadata(run.location)
@@ -198,15 +221,18 @@ def clear_progress(run: Run, chunks: Iterable[CorruptChunkError]) -> list[Corrup
         # the metadata is restored, the check is repeated for all chunks.
         chunks = list(find_corrupt_chunks(run))
         if beyond_repair := _beyond_remedy(run, chunks):
-            return beyond_repair
+            return Repair([], beyond_repair)
     batch_of = _batch_finder(run)
     marks = {chunk.key: _mark_of(run, chunk, batch_of) for chunk in chunks}
-    units = dict.fromkeys(mark for mark in marks.values() if mark is not None)
-    if units:
+    units = list(dict.fromkeys(mark for mark in marks.values() if mark is not None))
+    repair = Repair(units, [chunk for chunk in chunks if marks[chunk.key] is None])
+    if repair.of_run:
         run.location.remove("summary.json")
+    for intervention in repair.interventions:
+        run.location.remove(f"{EDIT_RECORDS}/{intervention}/summary.json")
     for group, name, index in units:
         run.progress_of(group).clear(name, *index)
-    return [chunk for chunk in chunks if marks[chunk.key] is None]
+    return repair
 
 
 def _mark_of(
@@ -227,6 +253,9 @@ def _mark_of(
         # Each chunk of a progress array holds one element.  The index of the chunk is therefore the
         # index of the unit of work whose progress the chunk records.
         return group, name, chunk.chunk_index
+    if group == GROUP:
+        # The coordinates of the progress record, by which units are found, are written with it.
+        return None
     dims = dimensions(open_array(run.store, run.url, chunk.array))
     unit = unit_of_chunk(chunk.array, dims, chunk.chunk_index, run.probe_inputs, batch_of)
     if unit is None or unit[0].per_group:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from flows import cli
+from ldmprobe_core.storage import verify
 from ldmprobe_core.storage.lease import hold_lease
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.stores.metadata_cache import invalidate_cache
@@ -101,3 +102,35 @@ def test_report_and_show_of_a_damaged_summary(copy, capfd, monkeypatch):
             cli.main()
         assert not stop.value.code, capfd.readouterr().err
         assert json.loads((copy / "summary.json").read_text())["properties"] == before
+
+
+def redo(run, capfd, monkeypatch) -> str:
+    """Output of ``verify --redo`` below the list of damaged files."""
+    invalidate_cache(str(run))
+    monkeypatch.setattr(sys, "argv", ["ldmprobe", "verify", str(run), "--redo"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 0
+    return capfd.readouterr().out
+
+
+def test_verify_redo_says_what_follows_for_a_run_that_is_not_finished(copy, capfd, monkeypatch):
+    (copy / "summary.json").unlink()
+    (copy / "labels/zarr.json").unlink()
+    said = redo(copy, capfd, monkeypatch)
+    assert said.splitlines()[1:] == ["the damaged metadata is restored; every chunk is whole"]
+    (copy / "labels/depth/c/0/0/0").unlink()
+    said = redo(copy, capfd, monkeypatch)
+    repeated = "1 unit of work with damaged chunks will be repeated by the next run"
+    assert said.splitlines()[1:] == [repeated]
+
+
+def test_verify_redo_names_the_command_that_repeats_damaged_edits(copy, capfd, monkeypatch):
+    (copy / "labels/depth/c/0/0/0").unlink()
+    repair = verify.Repair([("interventions/a", "done", (0, 0, 0, 0))], [])
+    monkeypatch.setattr(verify, "clear_progress", lambda run, damage: repair)
+    (sentence,) = redo(copy, capfd, monkeypatch).splitlines()[1:]
+    assert sentence == (
+        "the damaged edits of a will be repeated by `ldmprobe intervene` with the same options, "
+        "which are in edits/a/intervention.json"
+    )

@@ -14,13 +14,14 @@ from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.interventions import batches
 from ldmprobe_core.interventions.measures.summarize import summarise_intervention
 from ldmprobe_core.interventions.plan import plan_intervention
+from ldmprobe_core.interventions.results import completed_interventions
 from ldmprobe_core.interventions.spec import Intervention
 from ldmprobe_core.interventions.stages import create_intervention, edit_batch
 from ldmprobe_core.interventions.targets import Target
 from ldmprobe_core.pipeline.model_cache import use_models
 from ldmprobe_core.storage.filesystem import Location
 from ldmprobe_core.storage.units import EDIT
-from ldmprobe_core.storage.verify import find_corrupt_chunks
+from ldmprobe_core.storage.verify import clear_progress, find_corrupt_chunks
 from ldmprobe_core.study.loading import parse_study
 
 
@@ -195,3 +196,20 @@ def test_edit_batch_makes_a_causal_map_of_packed_latents(tmp_path):
     summary = carry_out_intervention(run, Intervention(samples=1, windows=1))
     assert [site.layers for site in summary.sites] == [["latents"], ["transformer_blocks.0.attn"]]
     assert all(site.reading > 0.5 and site.decodable.mean for site in summary.sites)
+
+
+def test_damaged_record_of_an_edit_is_repaired_by_the_intervention_and_keeps_the_runs_summary(run):
+    spec = Intervention(samples=2, steps=1, layers=("mid_block*",), seed=31)
+    summary = carry_out_intervention(run, spec)
+    before = run.read(f"interventions/{spec.name}", "image")
+    key = f"checksums/interventions/{spec.name}/done/0-0-0-0.json"
+    run.location.write_text(key, "{")
+    damage = list(find_corrupt_chunks(run))
+    assert [chunk.key for chunk in damage] == [key]
+    repair = clear_progress(run, damage)
+    assert (repair.of_run, repair.interventions, repair.beyond_repair) == (0, [spec.name], [])
+    assert run.location.has("summary.json")
+    assert spec.name not in completed_interventions(run)
+    assert carry_out_intervention(run, spec).sites == summary.sites
+    np.testing.assert_array_equal(run.read(f"interventions/{spec.name}", "image"), before)
+    assert list(find_corrupt_chunks(run)) == []

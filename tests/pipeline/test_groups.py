@@ -184,7 +184,7 @@ def test_a_damaged_chunk_is_found_and_its_batch_repeated(run, copy, number):
     path.unlink() if number % 2 else path.write_bytes(path.read_bytes()[:-7])
     damage = list(find_corrupt_chunks(copy))
     assert [chunk.key for chunk in damage] == [key]
-    assert clear_progress(copy, damage) == []
+    assert clear_progress(copy, damage).beyond_repair == []
     assert np.flatnonzero(~copy.progress.completed(kind)).tolist() == [batch]
     if number in (0, 2, 4):
         carry_out(copy.study, str(Path(copy.url).parent))
@@ -196,7 +196,7 @@ def test_a_damaged_list_of_samples_is_beyond_repair(copy):
     path.write_bytes(path.read_bytes()[:-3])
     damage = list(find_corrupt_chunks(copy))
     assert {chunk.key for chunk in damage} == {"step_images/sample/c/0"}
-    assert clear_progress(copy, damage) == damage
+    assert clear_progress(copy, damage).beyond_repair == damage
 
 
 def test_plan_study_counts_the_samples_of_each_group(tiny_model, run):

@@ -106,7 +106,7 @@ def test_damage_is_found_in_properties_named_as_a_folder_or_as_progress(
         damage = list(find_corrupt_chunks(run))
         assert [(chunk.key, chunk.reason) for chunk in damage] == [(key, "missing")]
         assert (damage[0].array, damage[0].chunk_index) == (key[:-8], (0, 0, 0))
-        assert clear_progress(run, damage) == []
+        assert clear_progress(run, damage).beyond_repair == []
         assert not run.progress.is_done("labeled", 0)
         assert run.progress.is_done("generated", 0)
         label_batch(run.url, 0)
@@ -133,7 +133,7 @@ def test_find_corrupt_chunks_names_a_chunk_in_the_place_of_another(
     shutil.copy(root / source, root / target)
     damage = list(find_corrupt_chunks(Run(copy.url)))
     assert [(chunk.key, chunk.reason) for chunk in damage] == [(target, "changed")]
-    assert clear_progress(copy, damage) == []
+    assert clear_progress(copy, damage).beyond_repair == []
     assert_same(finished_run, carry_out(copy.study, str(root.parent)))
     assert list(find_corrupt_chunks(Run(copy.url))) == []
 
@@ -143,7 +143,7 @@ def test_find_corrupt_chunks_names_exchanged_prompts_and_categories(copy):
     shutil.copy(root / "samples/category/c/0", root / "samples/prompt/c/0")
     (damage,) = find_corrupt_chunks(Run(copy.url))
     assert (damage.key, damage.reason) == ("samples/prompt/c/0", "changed")
-    assert clear_progress(copy, [damage]) == [damage]
+    assert clear_progress(copy, [damage]).beyond_repair == [damage]
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_find_corrupt_chunks_names_a_damaged_record(finished_run, copy, text):
     (Path(copy.url) / name).write_bytes(text.encode("latin-1"))
     damage = list(find_corrupt_chunks(Run(copy.url)))
     assert [chunk.key for chunk in damage] == [name]
-    assert clear_progress(copy, damage) == []
+    assert clear_progress(copy, damage).beyond_repair == []
     carry_out(copy.study, str(Path(copy.url).parent))
     assert list(find_corrupt_chunks(Run(copy.url))) == []
     original = json.loads((Path(finished_run.url) / name).read_text())

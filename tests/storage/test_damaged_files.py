@@ -152,7 +152,7 @@ def test_verify_misses_what_was_laid_out(copy, whole, lost):
 def test_a_run_is_whole_again_after_redo(copy, whole, lost):
     remove(Path(copy.url) / lost)
     run = Run(copy.url)
-    beyond_repair = clear_progress(run, find_corrupt_chunks(run))
+    beyond_repair = clear_progress(run, find_corrupt_chunks(run)).beyond_repair
     assert beyond_repair == []
     again = carry_out(run.study, str(Path(copy.url).parent))
     assert list(find_corrupt_chunks(again)) == []
@@ -163,7 +163,7 @@ def test_a_run_is_whole_again_after_redo(copy, whole, lost):
 def test_redo_names_lost_coordinates_which_no_unit_writes(copy, lost):
     remove(Path(copy.url) / lost)
     run = Run(copy.url)
-    beyond_repair = clear_progress(run, find_corrupt_chunks(run))
+    beyond_repair = clear_progress(run, find_corrupt_chunks(run)).beyond_repair
     assert beyond_repair
     assert all(chunk.key.startswith(lost) for chunk in beyond_repair)
 

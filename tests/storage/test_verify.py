@@ -83,7 +83,7 @@ def test_find_corrupt_chunks_names_each_kind_of_damage_and_a_resumed_run_repairs
     damage(Path(copy.url) / key)
     found = list(find_corrupt_chunks(copy))
     assert [(d.key, d.reason) for d in found] == [(key, how)]
-    assert clear_progress(copy, found) == []
+    assert clear_progress(copy, found).beyond_repair == []
     name, place = CHUNKS[key]
     assert not copy.progress.is_done(name, *place)
     assert sum((~copy.progress.completed(n)).sum() for n in ("generated", "labeled", "probed")) == 1
@@ -114,16 +114,18 @@ def test_find_corrupt_chunks_reads_chunks_of_every_array(whole, copy):
 def test_clear_progress_takes_back_a_damaged_mark(whole, copy):
     flip(Path(copy.url) / "progress/probed/c/1/0")
     found = list(find_corrupt_chunks(copy))
-    assert clear_progress(copy, found) == []
+    assert clear_progress(copy, found).beyond_repair == []
     assert not copy.progress.is_done("probed", 1, 0)
     carry_out(copy.study, str(Path(copy.url).parent))
     assert_same(whole, copy)
 
 
-def test_clear_progress_returns_damage_that_no_unit_can_repair(copy):
-    flip(Path(copy.url) / "samples/prompt/c/0")
-    (left,) = clear_progress(copy, list(find_corrupt_chunks(copy)))
-    assert left.key == "samples/prompt/c/0"
+@pytest.mark.parametrize("key", ["samples/prompt/c/0", "progress/layer/c/0", "progress/step/c/0"])
+def test_clear_progress_returns_damage_that_no_unit_can_repair(copy, key):
+    flip(Path(copy.url) / key)
+    invalidate_cache(copy.url)
+    (left,) = clear_progress(copy, list(find_corrupt_chunks(copy))).beyond_repair
+    assert left.key == key
 
 
 def test_clear_progress_removes_the_summary_before_it_marks_a_unit(copy, monkeypatch):
@@ -147,7 +149,7 @@ def test_clear_progress_keeps_the_summary_if_it_marks_no_unit(copy, key, left):
     copy.location.write_text("summary.json", "{}")
     (Path(copy.url) / key).unlink()
     invalidate_cache(copy.url)
-    assert len(clear_progress(copy, list(find_corrupt_chunks(copy)))) == left
+    assert len(clear_progress(copy, list(find_corrupt_chunks(copy))).beyond_repair) == left
     assert copy.location.has("summary.json")
     assert (Path(copy.url) / key).exists() is not bool(left)
 

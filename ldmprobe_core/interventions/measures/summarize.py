@@ -13,7 +13,6 @@ from ldmprobe_core.interventions.null_directions import DIRECTIONS, NULLS
 from ldmprobe_core.interventions.plan import InterventionPlan, Site, plan_intervention
 from ldmprobe_core.interventions.results import (
     INTERVENTIONS_GROUP,
-    RECORDS,
     EffectRecord,
     InterventionSummary,
     ProbeReading,
@@ -23,7 +22,7 @@ from ldmprobe_core.interventions.results import (
 from ldmprobe_core.interventions.spec import EDITED, Intervention
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap
 from ldmprobe_core.storage.run import Run
-from ldmprobe_core.storage.units import EDIT
+from ldmprobe_core.storage.units import EDIT, EDIT_RECORDS
 
 
 def summarise_intervention(run: Run, name: str, seconds: float) -> InterventionSummary:
@@ -65,7 +64,7 @@ def summarise_intervention(run: Run, name: str, seconds: float) -> InterventionS
         seconds=round(seconds, 1),
     )
     run.location.write_text(
-        f"{RECORDS}/{name}/summary.json", summary.model_dump_json(indent=2) + "\n"
+        f"{EDIT_RECORDS}/{name}/summary.json", summary.model_dump_json(indent=2) + "\n"
     )
     return summary
 

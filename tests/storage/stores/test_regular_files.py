@@ -49,7 +49,7 @@ def test_verify_names_what_is_no_regular_file_and_redo_repairs_it(whole, copy, k
     with pytest.raises(CorruptChunkError, match=r"score/zarr\.json is not a regular file\. Fix: "):
         Run(str(copy)).open("scores/depth")
     run = Run(str(copy))
-    assert not clear_progress(run, find_corrupt_chunks(run))
+    assert not clear_progress(run, find_corrupt_chunks(run)).beyond_repair
     assert_same(carry_out(run.study, str(copy.parent)), whole)
 
 
@@ -81,7 +81,7 @@ def test_clear_progress_keeps_a_folder_that_holds_files(copy):
     _replace(copy / CHUNK, os.mkdir)
     (copy / CHUNK / "notes.txt").write_text("of the user")
     run = Run(str(copy))
-    (chunk,) = clear_progress(run, find_corrupt_chunks(run))
+    (chunk,) = clear_progress(run, find_corrupt_chunks(run)).beyond_repair
     assert chunk.key == CHUNK
     assert (copy / CHUNK / "notes.txt").exists()
 
