@@ -209,7 +209,10 @@ def _require_ready(plan: StudyPlan, target: Run) -> None:
 
     _require_complete(plan)
     check_store(plan, target)
-    for sentence in change_notes(target) if target.exists else notes_on_new_run(plan, target):
+    notes = change_notes(target) if target.exists else notes_on_new_run(plan, target)
+    if target.location.has("summary.json"):
+        notes = ()  # Nothing is computed in a finished run.
+    for sentence in notes:
         console.print(f"note: {sentence}", highlight=False, markup=False, soft_wrap=True)
 
 

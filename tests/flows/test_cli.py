@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 
 from flows import cli
 from flows.commands import tables
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.pipeline import environments
 from ldmprobe_core.study.prompt_sets import tabletop_prompts
 
 ROOT = Path(__file__).parents[2]
@@ -88,6 +90,27 @@ def test_run_refuses_a_store_that_is_no_path_or_url(complain, store):
 def test_command_refuses_a_malformed_store_before_it_plans_the_study(complain, command):
     code, said, _ = complain(command, "no such study", "--store", "s3://runs//x")
     assert (code, said[:31]) == (1, "ldmprobe: store 's3://runs//x':")
+
+
+def test_classify_notes_other_versions_only_for_a_run_that_is_not_finished(
+    complain, finished_run, tmp_path, monkeypatch
+):
+    made = environments.versions()
+    monkeypatch.setattr(environments, "versions", lambda: {**made, "torch": "99.1"})
+    monkeypatch.setattr(cli, "check_environment", lambda: None)
+
+    def nothing(*arguments, **options):
+        raise UserError("stopped here")
+
+    monkeypatch.setattr(cli, "carry_out", nothing)
+    folder = tmp_path / Path(finished_run.url).name
+    shutil.copytree(finished_run.url, folder)
+    path = tmp_path / "study.yaml"
+    path.write_text(finished_run.study.to_json())  # JSON is YAML
+    classify = ("classify", str(path), "--store", str(tmp_path))
+    assert complain(*classify) == (1, "ldmprobe: stopped here", "")
+    (folder / "summary.json").unlink()
+    assert "continues with torch 99.1" in complain(*classify)[2]
 
 
 def test_run_and_show_refuse_what_does_not_exist(complain, tmp_path):
