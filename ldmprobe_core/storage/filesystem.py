@@ -136,8 +136,11 @@ class Location:
                 self.client(patient=False).entries("")
             except FileNotFoundError:
                 # s3fs raises it for a prefix without files as well as for a missing bucket.
+                # Credentials that may list their prefix alone are refused the bucket's root, which
+                # tells that the bucket is there.
                 bucket = self.url.removeprefix("s3://").partition("/")[0]
-                Location(f"s3://{bucket}").client(patient=False).entries("")
+                with suppress(PermissionError):
+                    Location(f"s3://{bucket}").client(patient=False).entries("")
         except LdmprobeError:
             raise
         # S3 clients raise exceptions of many types if a store does not respond, so catch all.

@@ -3,6 +3,7 @@
 import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import zarr
 
 from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.pipeline.prepare import prepare_run, run_in
+from ldmprobe_core.storage import filesystem
 from ldmprobe_core.storage.filesystem import Location, normal_url
 from ldmprobe_core.storage.lease import hold_lease
 from ldmprobe_core.storage.run import Run
@@ -55,6 +57,28 @@ def test_no_message_of_a_store_has_a_password(monkeypatch):
     with pytest.raises(UserError, match=r"^store 's3://bucket/run': .* password") as refused:
         Location("s3://key:hidden@bucket/run")
     assert "hidden" not in str(refused.value)
+
+
+@pytest.mark.parametrize("where", ["root", "prefix"])
+def test_empty_prefix_is_reachable_for_credentials_that_may_list_no_more_of_the_bucket(
+    monkeypatch, where
+):
+    """s3fs does not tell an empty prefix from a missing bucket; a refused prefix is an error."""
+    monkeypatch.setenv("LDMPROBE_S3_CLIENT", "s3fs")
+
+    class Files:
+        def __init__(self, url, patient):
+            self.url = url
+
+        def entries(self, name):
+            if self.url == "s3://bucket" or where == "prefix":
+                raise PermissionError("Access Denied")
+            raise FileNotFoundError(self.url)
+
+    monkeypatch.setattr(filesystem, "FsspecFiles", Files)
+    refused = pytest.raises(UserError, match="cannot be reached")
+    with refused if where == "prefix" else nullcontext():
+        Location("s3://bucket/run").require_reachable()
 
 
 def test_unusable_locations_are_user_errors(tmp_path, tiny_study):
