@@ -21,11 +21,14 @@ from ldmprobe_core.errors import RunError, UserError, without_logins
 from ldmprobe_core.storage.stores.checksum_store import CorruptChunkError
 from tasks.display import Activity, activity, duration, print_line, refresh
 from tasks.failures import cancel_waiting, describe_failure, outcome, remedy
-from tasks.stopping import PausedError, is_paused, requested_stop, require_not_stopped
+from tasks.stopping import PausedError, StoppedError, is_paused, requested_stop, require_not_stopped
 from tasks.time_left import TimeLeft, UnitCost
 
 _UPDATE_EVERY_S = 2.0
 _LOOK_EVERY_S = 0.3
+
+_NO_FAILURES = (CorruptChunkError, StoppedError, PausedError)
+"""Errors of units that the flow repairs, or that it ends after a request to stop or to pause."""
 
 
 class StageMeasures(NamedTuple):
@@ -107,9 +110,10 @@ def follow(
 
 
 def _tell_first(stage: str, failed: list[tuple[str, BaseException]]) -> None:
-    """Print the first failure of a stage, unless it is one that the flow repairs."""
-    (name, error), *more = failed
-    if not more and not isinstance(error, CorruptChunkError):
+    """Print the first failure of a stage, among those that neither a repair nor a stop explains."""
+    told = [one for one in failed if not isinstance(one[1], _NO_FAILURES)]
+    if len(told) == 1 and told[0] is failed[-1]:
+        name, error = told[0]
         print_line(f"{stage}: {name} failed, {describe_failure(error)}")
 
 

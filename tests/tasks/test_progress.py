@@ -16,7 +16,7 @@ import tasks.progress
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.storage.stores.checksum_store import CorruptChunkError
 from tasks.progress import StageError, follow
-from tasks.stopping import Stop, StoppedError, request_stop, stoppable
+from tasks.stopping import PausedError, Stop, StoppedError, request_stop, stoppable
 
 
 def test_follow_raises_the_user_error_of_a_worker(prefect_api, monkeypatch):
@@ -122,6 +122,20 @@ def test_follow_tells_of_a_failed_unit_while_the_others_go_on(monkeypatch):
     assert lines == ["generate: 0 failed, OSError: [Errno 28] No space left for 0"]
     assert shown[-1]["description"].startswith("generate: 1 of 3, 2 failed, ")
     assert round(shown[-1]["progress"]) == 33
+
+
+@pytest.mark.parametrize("error", [StoppedError("stopped", 130), PausedError("paused")])
+def test_follow_prints_a_failure_but_no_unit_that_ends_for_a_stop_or_pause(monkeypatch, error):
+    def fail(error):
+        raise error
+
+    lines = []
+    monkeypatch.setattr(tasks.progress, "print_line", lines.append)
+    monkeypatch.setattr(tasks.progress, "get_run_logger", lambda: logging.getLogger("test"))
+    functions = [lambda: fail(error), lambda: fail(ValueError("bad")), lambda: fail(error)]
+    with ThreadPoolExecutor(1) as pool, pytest.raises(StageError):
+        follow("generate", _futures(pool, functions))
+    assert lines == ["generate: 1 failed, ValueError: bad"]
 
 
 def test_follow_prints_no_corrupt_data_which_the_flow_repairs(monkeypatch):
