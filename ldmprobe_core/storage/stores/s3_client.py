@@ -14,6 +14,7 @@ import re
 import ssl
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from concurrent.futures import wait
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -46,6 +47,8 @@ RETRIES: Any = {
     },
 }
 """Settings of obstore: number, duration and backoff of the retries of one request."""
+
+_LONGEST_WAIT_S = 0.3
 
 WAITS_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 """Mean pauses in seconds between the attempts of one call; long enough for a server's restart."""
@@ -179,15 +182,15 @@ async def retried(call: Callable[[], Awaitable[T]], patient: bool = True) -> T:
         PermissionError: the credentials are refused.
         OSError: the call failed at every attempt, or in a way that another attempt would repeat.
     """
-    for wait in _waits() if patient else (None,):
+    for pause in _waits() if patient else (None,):
         try:
             return await call()
         except BaseError as error:
-            if wait is None or not _may_pass(error):
+            if pause is None or not _may_pass(error):
                 # Its text quotes the endpoint, whose login no traceback may show either.
                 cause = type(error)(without_logins(str(error)))
                 raise _os_error(cause) from cause
-            await asyncio.sleep(wait)
+            await asyncio.sleep(pause)
     raise RuntimeError("unreachable: the last attempt returns or raises")
 
 
@@ -198,6 +201,9 @@ def wait_for(work: Coroutine[Any, Any, T]) -> T:
     """
     future = asyncio.run_coroutine_threadsafe(work, _event_loop())
     try:
+        # A signal that arrives just before a wait begins does not end it, so each wait is short.
+        while not wait([future], _LONGEST_WAIT_S).done:
+            pass
         return future.result()
     except BaseException:
         future.cancel()
@@ -221,8 +227,8 @@ def _event_loop() -> asyncio.AbstractEventLoop:
 
 def _waits() -> Iterator[float | None]:
     """Yield the pauses between attempts in seconds, with jitter, then None for the last attempt."""
-    for wait in WAITS_S:
-        yield wait * random.uniform(0.5, 1.5)
+    for pause in WAITS_S:
+        yield pause * random.uniform(0.5, 1.5)
     yield None
 
 
