@@ -215,7 +215,7 @@ class PropertyScores:
         position: np.ndarray,
         without_cells: dict[str, np.ndarray],
         curves: Curves,
-        truth: np.ndarray,
+        truth: np.ndarray | None,
         missing: float,
         ceilings: dict[str, float | None],
         corrected: dict[str, CorrectedDifference] | None = None,
@@ -227,7 +227,7 @@ class PropertyScores:
             without_cells: scores of the controls that have no cells, such as the prompt control,
                 (metric, test sample) by name.
             curves: result of the method `curves`.
-            truth: labels of the test samples, (test sample, y, x).
+            truth: labels of the test samples, (test sample, y, x), of a mask; else None.
             missing: fraction, 0..1, of the labels' pixels that were not measured.
             ceilings: result of `controls.ceilings.block_ceilings`.
             corrected: differences between the best cell and the own best cells of controls, by
@@ -236,9 +236,7 @@ class PropertyScores:
         best = self.best()
         scores = self.of(best)[0]
         choice = self._validation(self.scores[0, self.linear, 0])
-        undefined = undefined_record(
-            scores, self.all_undefined, truth if self.prop.is_mask else None, choice
-        )
+        undefined = undefined_record(scores, self.all_undefined, truth, choice)
         emergence = emergence_record(curves, self.bootstrap)
         records = self._controls(best, position, without_cells, corrected or {})
         return PropertyRecord(
@@ -256,7 +254,7 @@ class PropertyScores:
             controls=records,
             not_beyond=records.not_exceeded(),
             ceilings=ceilings,
-            constant=all_foreground_score(truth) if self.prop.is_mask else None,
+            constant=None if truth is None else all_foreground_score(truth),
             undefined=undefined,
             missing=missing,
         )
