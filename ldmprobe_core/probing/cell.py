@@ -34,7 +34,8 @@ class CellResult:
             not support the property or the score is undefined.  For a repeated assignment, they are
             means over its draws, in the metrics that `Property.compared` lists.
         draws: scores of each draw of a repeated assignment in the main metric, (draw, held-out
-            sample) float32, by property; empty for other assignments.
+            sample) float32, by property; of the kinds of probes that are fitted to all draws, those
+            of the best on validation samples.  Empty for other assignments.
     """
 
     probes: dict[tuple[str, str], Probe]
@@ -236,5 +237,16 @@ def _collect(
             kinds = [kind for kind in study.kinds if (kind, draws[-1]) in scores]
             for row, column in zip(by_draw[prop], draws, strict=True):
                 if kinds:
-                    row[:] = scores[kinds[0], column][0]
+                    row[:] = _best_kind(np.stack([scores[k, column][0] for k in kinds]), labels)
     return CellResult(probes, means, by_draw)
+
+
+def _best_kind(scores: np.ndarray, labels: LabelSet) -> np.ndarray:
+    """Choose the row of the kind with the best mean validation score, as for the true labels.
+
+    Args:
+        scores: scores of one draw by kind, (kind, held-out sample).
+        labels: labels that were scored.
+    """
+    on_validation = scores[:, np.isin(labels.heldout, labels.validation)]
+    return scores[mean_of_defined(on_validation, otherwise=-np.inf).argmax()]
