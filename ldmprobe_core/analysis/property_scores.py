@@ -27,7 +27,7 @@ from ldmprobe_core.analysis.records import (
 )
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap, Interval
 from ldmprobe_core.probing.inference.permutation import permutation_p
-from ldmprobe_core.probing.inference.selection import choose_layer
+from ldmprobe_core.probing.inference.selection import choose_layer, ranked_means
 from ldmprobe_core.probing.metrics import mean_of_defined
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.conditions import CONDITIONS
@@ -262,8 +262,8 @@ class PropertyScores:
         )
 
     def _validation(self, scores: np.ndarray) -> np.ndarray:
-        """Average scores (..., held-out sample) over validation samples; -inf if all are NaN."""
-        return mean_of_defined(scores[..., ~self.is_test], otherwise=-np.inf)
+        """Average scores (..., held-out sample) over validation samples, to rank the cells."""
+        return ranked_means(scores[..., ~self.is_test])
 
     @cached_property
     def _tied_curves(self) -> list[tuple[int, int]]:

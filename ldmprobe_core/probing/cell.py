@@ -9,6 +9,7 @@ import numpy as np
 from ldmprobe_core.probing.detection import best_cut
 from ldmprobe_core.probing.fitters.base import CellData, FitData, Probe
 from ldmprobe_core.probing.fitters.registry import FITTERS
+from ldmprobe_core.probing.inference.selection import ranked_means
 from ldmprobe_core.probing.label_set import LabelSet
 from ldmprobe_core.probing.linear import LinearProbe, finite_samples, predictions
 from ldmprobe_core.probing.metrics import mean_of_defined
@@ -249,4 +250,4 @@ def _best_kind(scores: np.ndarray, labels: LabelSet) -> np.ndarray:
         labels: labels that were scored.
     """
     on_validation = scores[:, np.isin(labels.heldout, labels.validation)]
-    return scores[mean_of_defined(on_validation, otherwise=-np.inf).argmax()]
+    return scores[ranked_means(on_validation).argmax()]
