@@ -112,11 +112,6 @@ class Bootstrap:
         """Number of distinct categories; None if samples are resampled by prompt only."""
         return _count(self.clusterings[1]) if len(self.clusterings) > 1 else None
 
-    @property
-    def has_intervals(self) -> bool:
-        """Flag that is True if there are enough prompts for intervals."""
-        return self.groups >= MINIMUM_CLUSTERS
-
     def interval(self, values: np.ndarray, error: float = 0.0) -> Interval:
         """Compute the mean of scores (sample,) and its percentile interval.
 
