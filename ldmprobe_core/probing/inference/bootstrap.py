@@ -112,6 +112,12 @@ class Bootstrap:
         """Number of distinct categories; None if samples are resampled by prompt only."""
         return _count(self.clusterings[1]) if len(self.clusterings) > 1 else None
 
+    @property
+    def accompanied(self) -> np.ndarray:
+        """Flags of the samples whose prompt has other samples too, (sample,) bool."""
+        member = self.clusterings[0]
+        return np.asarray(np.bincount(member)[member] > 1)
+
     def interval(self, values: np.ndarray, error: float = 0.0) -> Interval:
         """Compute the mean of scores (sample,) and its percentile interval.
 
