@@ -148,10 +148,11 @@ class PropertyScores:
         return self.linear[int(kind)], step, int(layer)
 
     def best_of_input(self, name: str) -> tuple[int, int]:
-        """Find the best kind and step for probes of latents or pixels, on validation samples."""
-        choice = self._validation(self.inputs[name][self.linear, 0])
+        """Find the best kind and known step of an input control on validation samples."""
+        known = self.input_steps.get(name, np.arange(self.inputs[name].shape[2]))
+        choice = self._validation(self.inputs[name][self.linear, 0][:, known])
         row, step = np.unravel_index(choice.argmax(), choice.shape)
-        return self.linear[int(row)], int(step)
+        return self.linear[int(row)], int(known[step])
 
     def of(self, cell: _Cell, condition: int = 0) -> np.ndarray:
         """Test scores in all metrics of one kind, step and layer, (metric, test sample)."""
@@ -274,9 +275,8 @@ class PropertyScores:
         # Reorder the axes to (step, kind, layer, validation sample).
         scores = self.scores[0, self.linear, 0][..., ~self.is_test].swapaxes(0, 1)
         candidates = [(kind, layer) for kind in self.linear for layer in range(len(self.layers))]
-        choice = choose_layer(
-            scores.reshape(len(scores), len(candidates), -1), self.validation_groups
-        )
+        scores = scores.reshape(len(scores), len(candidates), -1)
+        choice = choose_layer(scores, self.validation_groups)
         return [candidates[i] for i in choice.tied]
 
     def _input_curve(self, name: str, metric: int) -> np.ndarray:

@@ -60,6 +60,18 @@ def test_cell_that_is_defined_in_half_of_the_images_may_be_the_best(full):
     assert scores_of(full).best() != (0, 2, 1)
 
 
+def test_best_step_of_an_input_control_is_one_at_which_it_has_values(full):
+    """Also without a score, as where all pixels of a control are constant."""
+    inputs, known = (
+        {"clean_pixels": np.full((2, 3, 60), np.nan)},
+        {"clean_pixels": np.array([1, 2])},
+    )
+    assert scores_of(full, inputs, input_steps=known).best_of_input("clean_pixels") == (0, 1)
+    inputs["clean_pixels"][1, 2] = 0.5
+    assert scores_of(full, inputs, input_steps=known).best_of_input("clean_pixels") == (1, 2)
+    assert scores_of(full, inputs).best_of_input("clean_pixels") == (1, 2)
+
+
 def controls_of(found, without_cells=None):
     position = np.full((len(found.prop.metrics), 40), 0.3)
     curves = found.curves(position[0], dict.fromkeys(RIVALS.values(), np.full((3, 40), 0.3)))
