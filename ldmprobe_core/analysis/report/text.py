@@ -189,8 +189,13 @@ def warning_lines(summary: Summary) -> list[str]:
 def _fewer_images(leads: LeadsRecord) -> list[str]:
     """List the leads of fewer images than have step images, as scores are undefined in others."""
     rivals = leads.decoded, leads.clean, leads.decoded_recalibrated, leads.clean_recalibrated
-    # A labeler that was not recalibrated has no lead, of no images.
-    least = min((one.samples for one in rivals if one.samples), default=leads.samples)
+    # A lead over a labeler that was not recalibrated, or of too few images, does not exist.
+    counts = [
+        one.samples
+        for one in rivals
+        if one.samples and (one.onset.steps is not None or one.settled.steps is not None)
+    ]
+    least = min(counts, default=leads.samples)
     if least == leads.samples:
         return []
     return [
