@@ -333,10 +333,13 @@ def test_warnings_name_leads_of_fewer_images_and_a_choice_from_nothing():
     depth = made.properties["depth"]
     depth.undefined = UndefinedRecord(best=0, any=0, unchosen=True)
     depth.leads.samples = 64
-    depth.leads.clean = LeadRecord(onset=Lead(), settled=Lead(), samples=41)
-    depth.leads.decoded = LeadRecord(onset=Lead(), settled=Lead(), samples=64)
-    # Without step images of training samples no labeler is recalibrated.
-    depth.leads.decoded_recalibrated = LeadRecord(onset=Lead(), settled=Lead(), samples=0)
+    known, unknown = Lead(steps=3, low=2, high=5, determined=True), Lead()
+    depth.leads.clean = LeadRecord(onset=unknown, settled=known, samples=41)
+    depth.leads.decoded = LeadRecord(onset=known, settled=known, samples=64)
+    # Three images are too few for a lead, and without step images of training samples no labeler
+    # is recalibrated.
+    depth.leads.clean_recalibrated = LeadRecord(onset=unknown, settled=unknown, samples=3)
+    depth.leads.decoded_recalibrated = LeadRecord(onset=unknown, settled=unknown, samples=0)
     (line,) = warning_lines(made)
     assert "leads are of 41 or more of 64 images" in line
     assert "nothing could be chosen" in line
