@@ -30,7 +30,8 @@ class Run(StoredRun):
     Example::
 
         run = lp.open_run("runs/tabletop-d405ac198a")
-        run.scores("depth").sel(condition="probe", metric="spearman").mean("sample")
+        means = run.scores("depth").groupby("split").mean("sample")  # validation, test
+        means.sel(split="test", condition="probe", metric="spearman")
     """
 
     @property

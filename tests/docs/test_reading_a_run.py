@@ -1,5 +1,7 @@
 """docs/reading_a_run.md, executed as it stands."""
 
+import json
+
 import numpy as np
 from PIL import Image
 
@@ -20,5 +22,7 @@ def test_reading_a_run_redraws_heatmap_and_row(documented_run, code_blocks, tmp_
         assert pixels.std() > 5  # something is drawn
     tokens = names["tokens"].isel(step=0).values  # (y, x, channel)
     weight, bias = names["probe"].weight.values[0], names["probe"].bias.values[0]
+    summary = json.loads(documented_run.location.read_text("summary.json"))
+    assert names["layer"] == summary["properties"]["depth"]["layer"]["name"]
     expected = np.einsum("yxc,c->yx", tokens, weight) + bias + names["probe"].position.values[0]
     np.testing.assert_allclose(names["depth"].isel(step=0).values, expected, rtol=1e-6)
