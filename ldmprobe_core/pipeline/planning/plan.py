@@ -28,6 +28,7 @@ from ldmprobe_core.models.sources.lookup import source_of
 from ldmprobe_core.models.timesteps import timesteps
 from ldmprobe_core.pipeline.planning.control_notes import permutation_notes
 from ldmprobe_core.pipeline.planning.declaration_checks import check_declarations
+from ldmprobe_core.pipeline.planning.default_notes import default_notes
 from ldmprobe_core.pipeline.planning.memory import WorkerMemory
 from ldmprobe_core.pipeline.planning.prompt_checks import (
     check_samples,
@@ -191,7 +192,7 @@ def plan_study(study: Study) -> StudyPlan:
     architecture = source.architecture
     gaps.attempt(source.require_weights)
     source.check()
-    notes = [*check_settings(architecture, study), *permutation_notes(study)]
+    notes = [*default_notes(study), *check_settings(architecture, study), *permutation_notes(study)]
     denoiser, vae = source.networks()
     shapes = _captured_shapes(study, source, denoiser, vae)
     steps = timesteps(architecture, study)
