@@ -27,12 +27,12 @@ from ldmprobe_core.analysis.report.text import (
     metric_title,
     number,
     property_title,
-    short_layer,
     undefined_clause,
 )
 from ldmprobe_core.analysis.run_analysis import RunAnalysis
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap
 from ldmprobe_core.probing.inference.emergence import Lead
+from ldmprobe_core.study.layers import short_layer
 
 
 def overview_sentences(summary: Summary) -> list[str]:

@@ -16,6 +16,7 @@ from ldmprobe_core.analysis.records import (
 )
 from ldmprobe_core.probing.inference.bootstrap import MINIMUM_CLUSTERS, Interval
 from ldmprobe_core.probing.inference.emergence import Crossing, Lead
+from ldmprobe_core.study.layers import short_layer
 from ldmprobe_core.study.properties import PROPERTIES, property_of
 
 _METRIC_TITLES = {
@@ -28,11 +29,6 @@ _METRIC_TITLES = {
 def metric_title(name: str) -> str:
     """Return a metric's title for sentences and axes."""
     return _METRIC_TITLES.get(name, name)
-
-
-def short_layer(layer: str) -> str:
-    """Shorten a layer's name for display, by removing the part that all attention layers share."""
-    return layer.replace(".transformer_blocks.0", "")
 
 
 def number(interval: Interval | None) -> str:
