@@ -89,7 +89,7 @@ def _recalibrated(plain: Lead, recalibrated: Lead) -> str:
 def _later(value: Lead) -> str:
     """Say how many steps after the probes a labeler reaches their onset, or that this is open.
 
-    If the interval holds 0, the order of the two is open, so the text names neither as the first.
+    If the interval includes 0, the order of the two is open, so the text names neither as first.
     """
     low, high = value.low, value.high
     if low is None or high is None:

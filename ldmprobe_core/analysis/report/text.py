@@ -278,7 +278,7 @@ def _onset_sentence(result: PropertyRecord) -> str:
 
 
 def spread_sentence(summary: Summary, keep: str) -> str:
-    """Say what variation the intervals of onset and settled steps hold.
+    """Say what variation the intervals of onset and settled steps include.
 
     Args:
         summary: summary of a run.
@@ -287,14 +287,14 @@ def spread_sentence(summary: Summary, keep: str) -> str:
     counts = [sum(result.layer.resplits.values()) for result in summary.properties.values()]
     if total := max(counts, default=0):
         return (
-            f"Intervals hold the spread between test samples and {total} other divisions of the "
-            "remaining samples into training and validation, each with ridge probes of the layer "
-            "that it chooses among those within one standard error of the best."
+            f"Intervals include the spread between test samples and {total} other divisions of "
+            "the remaining samples into training and validation, each with ridge probes of the "
+            "layer that it chooses among those within one standard error of the best."
         )
     reason = "the training samples are of a single prompt, which cannot be divided"
     if keep == "statistics":
         reason = "the activations of training samples are not stored to divide them again"
-    return f"Intervals hold the spread between test samples only, because {reason}."
+    return f"Intervals include the spread between test samples only, because {reason}."
 
 
 def _undefined_reason(curve: CurveRecord, whose: str = "") -> str:
