@@ -208,7 +208,9 @@ def _require_ready(plan: StudyPlan, target: Run) -> None:
 
     _require_complete(plan)
     check_store(plan, target)
-    for sentence in change_notes(target) if target.exists else notes_on_new_run(plan, target):
+    new = not target.exists
+    notes = (*plan.notes, *notes_on_new_run(plan, target)) if new else change_notes(target)
+    for sentence in notes:
         console.print(f"note: {sentence}", highlight=False, markup=False, soft_wrap=True)
 
 

@@ -62,7 +62,7 @@ def test_headline_is_silent_on_re_splits_that_have_one_layer_to_choose():
 
 def test_intervals_without_re_splits_have_the_reason():
     made = summary(0.3, 0.2, 0.1)
-    alone = "Intervals hold the spread between test samples only, because the "
+    alone = "Intervals include the spread between test samples only, because the "
     assert spread_sentence(made, "statistics").startswith(f"{alone}activations of training")
     assert spread_sentence(made, "activations").startswith(f"{alone}training samples are of a sing")
     made.properties["depth"].layer.resplits = {"a": 14, "b": 6}

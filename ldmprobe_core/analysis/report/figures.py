@@ -28,12 +28,12 @@ from ldmprobe_core.analysis.report.style import (
     PROBE_LINE,
     SCORE_COLORMAP,
 )
-from ldmprobe_core.analysis.report.text import metric_title, short_layer
+from ldmprobe_core.analysis.report.text import metric_title
 from ldmprobe_core.analysis.run_analysis import RunAnalysis
 from ldmprobe_core.analysis.stored_probes import SampleMaps
 from ldmprobe_core.pipeline.groups import STEP_IMAGES, samples_in
 from ldmprobe_core.storage.run import SOURCES, Run
-from ldmprobe_core.study.layers import LATENTS
+from ldmprobe_core.study.layers import LATENTS, short_layer
 from ldmprobe_core.study.properties import property_of
 
 _NOT_MEASURED = "0.6"

@@ -16,6 +16,7 @@ from ldmprobe_core.analysis.records import (
 )
 from ldmprobe_core.probing.inference.bootstrap import MINIMUM_CLUSTERS, Interval
 from ldmprobe_core.probing.inference.emergence import Crossing, Lead
+from ldmprobe_core.study.layers import short_layer
 from ldmprobe_core.study.properties import PROPERTIES, property_of
 
 _METRIC_TITLES = {
@@ -28,11 +29,6 @@ _METRIC_TITLES = {
 def metric_title(name: str) -> str:
     """Return a metric's title for sentences and axes."""
     return _METRIC_TITLES.get(name, name)
-
-
-def short_layer(layer: str) -> str:
-    """Shorten a layer's name for display, by removing the part that all attention layers share."""
-    return layer.replace(".transformer_blocks.0", "")
 
 
 def number(interval: Interval | None) -> str:
@@ -301,7 +297,7 @@ def _onset_sentence(result: PropertyRecord) -> str:
 
 
 def spread_sentence(summary: Summary, keep: str) -> str:
-    """Say what variation the intervals of onset and settled steps hold.
+    """Say what variation the intervals of onset and settled steps include.
 
     Args:
         summary: summary of a run.
@@ -310,14 +306,14 @@ def spread_sentence(summary: Summary, keep: str) -> str:
     counts = [sum(result.layer.resplits.values()) for result in summary.properties.values()]
     if total := max(counts, default=0):
         return (
-            f"Intervals hold the spread between test samples and {total} other divisions of the "
-            "remaining samples into training and validation, each with ridge probes of the layer "
-            "that it chooses among those within one standard error of the best."
+            f"Intervals include the spread between test samples and {total} other divisions of "
+            "the remaining samples into training and validation, each with ridge probes of the "
+            "layer that it chooses among those within one standard error of the best."
         )
     reason = "the training samples are of a single prompt, which cannot be divided"
     if keep == "statistics":
         reason = "the activations of training samples are not stored to divide them again"
-    return f"Intervals hold the spread between test samples only, because {reason}."
+    return f"Intervals include the spread between test samples only, because {reason}."
 
 
 def _undefined_reason(curve: CurveRecord, whose: str = "") -> str:
