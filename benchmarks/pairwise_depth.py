@@ -4,8 +4,8 @@
     python -m benchmarks.pairwise_depth --run RUN
 
 The first form renders images of two or three objects (`ldmprobe_core.tabletop.arrangements`),
-carries ``studies/several_objects.yaml`` out on them (or resumes it), and scores the run; about 10
-minutes of one CPU.  The second form scores a finished run of such images.
+carries ``studies/several_objects.yaml`` out on them (or resumes it), and scores the run.  The
+second form scores a finished run of such images.
 
 With one object on a floor, position in the image predicts depth: what is lower is nearer.  So only
 pairs of objects are scored whose centres differ by at most `TOLERANCE` of the image's height.  The

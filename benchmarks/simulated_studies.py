@@ -352,7 +352,7 @@ def decide(kind: str, prop: str, seed: int) -> Outcome:
     names = ("trajectory", "clean", "trajectory_recalibrated", "clean_recalibrated")
     resplits = curves_of_resplits(world, study, labels, scores, test)
     curves = scores.curves(position[0], dict.fromkeys(names, unlabeled), resplits=resplits)
-    truth = world.maps[prop][test]
+    truth = world.maps[prop][test] if scores.prop.is_mask else None
     corrected = corrected_differences(world, study, labels, scores)
     record = scores.to_record(position, controls, curves, truth, 0.0, {}, corrected)
     bar = record.emergence.probe.relative

@@ -1,6 +1,7 @@
-"""A first study: when does the embedded model know where the object is?
+"""A first look at a study, small: of the embedded model, or of yours.
 
-Run it with ``python examples/first_study.py [STORE]``; a later call resumes or shows the same run.
+Run it with ``python -m examples.first_study [STUDY] [STORE]``, where STUDY is a YAML file; a later
+call resumes or shows the same run.
 """
 
 import sys
@@ -10,11 +11,11 @@ import ldmprobe as lp
 SMALL = {"prompts.samples": 48, "sampling.steps": 8}
 
 
-def main(store: str = "runs", overrides: dict = SMALL) -> lp.Run:
+def main(study: str = "tabletop", store: str = "runs", overrides: dict = SMALL) -> lp.Run:
     """Plan, run and print the best cell of each property."""
-    study = lp.load_study("tabletop", overrides)
-    print(lp.plan(study))
-    run = lp.run_study(study, store)
+    small = lp.load_study(study, overrides)
+    print(lp.plan(small))
+    run = lp.run_study(small, store)
     for name, found in run.summary.properties.items():
         best, position = found.best, found.controls.position.same_cell
         print(f"{name}: {best.score} at step {best.step}; position alone {position}")

@@ -34,4 +34,4 @@ def main(url: str, features: int = 256, active: int = 8, epochs: int = 20) -> fl
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(*sys.argv[1:2] or sys.exit("usage: python -m examples.sparse_autoencoder RUN"))

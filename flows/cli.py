@@ -209,7 +209,8 @@ def _require_ready(plan: StudyPlan, target: Run) -> None:
 
     _require_complete(plan)
     check_store(plan, target)
-    notes = change_notes(target) if target.exists else notes_on_new_run(plan, target)
+    new = not target.exists
+    notes = (*plan.notes, *notes_on_new_run(plan, target)) if new else change_notes(target)
     if target.location.has("summary.json"):
         notes = ()  # Nothing is computed in a finished run.
     for sentence in notes:

@@ -77,8 +77,9 @@ def capture(
         prompts: one prompt for each image.  All images are generated in a single batch.
         layers: layers to record, as names of presets (self-attention, cross-attention, resnets or
             blocks) or as glob patterns that match names of the denoiser's modules.  The suffixes
-            ``@query``, ``@key``, ``@value``, ``@head0`` and ``@words`` (attention to each token of
-            the prompt) select a point inside attention layers.
+            ``@query``, ``@key``, ``@value``, ``@head0``, ``@words`` (attention to each token of the
+            prompt) and ``@tokens`` (attention to each token of the image) select a point inside
+            attention layers.
         steps: number of denoising steps.
         seeds: seed of each image's random generator; None uses the numbers from 0 on.
         guidance: scale of the classifier-free guidance; 1 turns guidance off.
@@ -127,8 +128,8 @@ def load_labeler(prop: str, name: str, weights: str | None = None, device: str =
     """Load a labeler: a function that computes ground-truth maps, such as depth, from images.
 
     Args:
-        prop: property to predict: foreground, depth, shading, class, or the name of a property that
-            you have registered.
+        prop: property to predict: foreground, depth, shading, class, a component of a vector such
+            as ``normals_x``, or the name of a property that you have registered.
         name: name of the labeler, such as ``tabletop``, ``midas``, ``tracer``, or one that you have
             registered.
         weights: folder, file or Hugging Face id of the labeler's weights; None uses its default.
@@ -190,11 +191,11 @@ def fit_probe(
     penalties: Sequence[float] = Probes().penalties,
     seed: int = 0,
 ) -> LinearProbe:
-    """Fit a linear probe that predicts label maps from activations.
+    """Fit a linear probe that predicts label maps from activations, without a position term.
 
-    If the labels have more pixels than the activations have positions, each position is trained on
-    the mean of the labels in its block of pixels.  This gives the same probe as a fit to all
-    pixels in which the prediction of a position applies to its whole block.
+    It is the ``plain_ridge`` or ``plain_logistic`` of a study; `ridge` and `logistic` there add to
+    the training mean at each position.  A position is trained on the mean of the labels in its
+    block of pixels, as in a fit to all pixels in which a prediction applies to the whole block.
 
     Args:
         activations: (sample, y, x, channel) of floats; a `DataArray` may have another order.

@@ -14,7 +14,7 @@ import xarray as xr
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.storage.lifecycle.reading import reading
 from ldmprobe_core.storage.run import Run as StoredRun
-from ldmprobe_core.study.layers import CLEAN_PIXELS
+from ldmprobe_core.study.layers import CLEAN_PIXELS, matching_layers
 
 if TYPE_CHECKING:
     from ldmprobe.tokens import TokenStream
@@ -30,7 +30,8 @@ class Run(StoredRun):
     Example::
 
         run = lp.open_run("runs/tabletop-d405ac198a")
-        run.scores("depth").sel(condition="probe", metric="spearman").mean("sample")
+        means = run.scores("depth").groupby("split").mean("sample")  # validation, test
+        means.sel(split="test", condition="probe", metric="spearman")
     """
 
     @property
@@ -88,7 +89,8 @@ class Run(StoredRun):
         Args:
             prop: property that the probe predicts.
             step: denoising step, counted from 1.
-            layer: name of the layer.
+            layer: name of the layer, or its short name in reports, as
+                ``mid_block.attentions.0.attn1``.
             kind: one of the study's ``probes.kinds``; None uses the first kind that was fitted to
                 the property.
 
@@ -105,7 +107,7 @@ class Run(StoredRun):
         from ldmprobe_core.probing.linear import LinearProbe
 
         self._require_property(prop)
-        _require_layer(layer, self.probe_inputs)
+        layer = _layer_of(layer, self.probe_inputs)
         group = self.open(f"probes/{layer}", require_complete=False)
         is_number = isinstance(step, (int, np.integer)) and not isinstance(step, bool)
         if not is_number or step not in group.step.values:
@@ -137,7 +139,7 @@ class Run(StoredRun):
         activations than fit into memory run chunk by chunk.
 
         Args:
-            layer: name of the layer.
+            layer: name of the layer, or its short name in reports.
 
         Returns:
             activations (sample, step, y, x, channel) as stored; NaN if they are not generated yet.
@@ -149,7 +151,7 @@ class Run(StoredRun):
         Raises:
             UserError: the layer is not in the run.
         """
-        _require_layer(layer, self.probe_inputs)
+        layer = _layer_of(layer, self.probe_inputs)
         group, array = f"activations/{layer}", f"activations/{layer}/activation"
         # A chunk of predicted clean pixels holds one sample, any other chunk one batch of samples.
         batch = self.study.sampling.batch
@@ -178,7 +180,7 @@ class Run(StoredRun):
         """Return a shuffled stream of a layer's tokens, for training a sparse autoencoder.
 
         Args:
-            layer: name of a captured layer.
+            layer: name of a captured layer, or its short name in reports.
             steps: denoising steps, counted from 1; None takes all of them.
             split: ``train``, ``validation`` or ``test``.
             batch: number of tokens in a batch.
@@ -202,7 +204,7 @@ class Run(StoredRun):
         """
         from ldmprobe.tokens import TokenStream
 
-        _require_layer(layer, self.layers)
+        layer = _layer_of(layer, self.layers)
         chosen = [int(steps)] if isinstance(steps, (int, np.integer)) else steps
         return TokenStream(self, layer, chosen, split, batch, seed, buffer)
 
@@ -245,11 +247,17 @@ class Run(StoredRun):
             )
 
 
-def _require_layer(layer: str, choices: Sequence[str]) -> None:
-    if layer not in choices:
+def _layer_of(layer: str, choices: Sequence[str]) -> str:
+    """Return the name of the one layer that is called so, by its name or short name."""
+    found = matching_layers(choices, layer) if isinstance(layer, str) else []
+    if layer in choices:
+        return layer
+    if len(found) != 1:
+        problem = f"is {len(found)} layers of the run" if found else "is not in the run"
         raise UserError(
-            f"layer: {layer!r} is not in the run. Fix: choose one of {', '.join(choices)}"
+            f"layer: {layer!r} {problem}. Fix: choose one of {', '.join(found or choices)}"
         )
+    return found[0]
 
 
 def _required(array: str, done: np.ndarray, *dims: int) -> Callable[[str], bool]:

@@ -46,9 +46,10 @@ def tiny_study(tiny_model: Path) -> Callable[..., Study]:
         content: dict[str, Any] = {
             "name": "tiny",
             "model": {"source": str(tiny_model)},
-            "prompts": {"samples": 12},
+            "prompts": {"set": "tabletop", "samples": 12},
             "sampling": {"steps": 3, "batch": 4, "guidance": 2.0, "threads": 1},
             "capture": {"layers": list(TINY_LAYERS)},
+            "labels": dict.fromkeys(("foreground", "depth", "shading", "class"), "tabletop"),
             "bootstrap": {"resamples": 200},
         }
         for key, value in parts.items():

@@ -9,11 +9,13 @@ import typer
 from flows.checks.finished_run import RunArgument, finished_run
 from flows.commands.results import write
 
-Target = Annotated[str, typer.Option("--to", help="file to write: .csv, .parquet or .tex")]
+Target = Annotated[
+    str, typer.Option("--to", help="file to write: .csv, .parquet, or .tex for the main table")
+]
 
 
 def export(run: RunArgument, to: Target) -> None:
-    """Write a finished run's scores: all as CSV or Parquet, or the main table as LaTeX."""
+    """Write mean scores over the test samples of every cell (CSV, Parquet), or the main table."""
     from ldmprobe_core.analysis.exports import export_run_scores
     from ldmprobe_core.storage.lifecycle.reading import reading
 

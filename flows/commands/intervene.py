@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 WINDOWS = 5
 """Number of windows of steps into which a causal map divides the sampler's steps by default."""
 
-Property = Annotated[str, typer.Option("--property", help="foreground, depth or shading")]
+Property = Annotated[
+    str,
+    typer.Option(
+        "--property", help="edited property of the study: a mask, a map, or a component of a vector"
+    ),
+]
 Shift = Annotated[
     list[str] | None,
     typer.Option(help="dx,dy as shares of width and height, such as 0.2,0; may be repeated"),
@@ -47,7 +52,10 @@ Windows = Annotated[
 ]
 Layers = Annotated[
     list[str] | None,
-    typer.Option(help="glob over the run's layers, or latents; may be repeated"),
+    typer.Option(
+        help="glob over the run's layers, by name or by short name (without transformer_blocks.0), "
+        "or latents; may be repeated"
+    ),
 ]
 Start = Annotated[int | None, typer.Option(help="first edited step; by default 1")]
 Steps = Annotated[int | None, typer.Option(help="number of edited steps; by default half")]
@@ -65,9 +73,12 @@ Confidence = Annotated[
 Metric = Annotated[str | None, typer.Option(help="covariance (default) or l2")]
 Control = Annotated[
     list[str] | None,
-    typer.Option(help="null edit: orthogonal, coherent, permuted or own_label; may be repeated"),
+    typer.Option(
+        help="make this null edit alone: orthogonal, coherent, permuted or own_label; may be "
+        "repeated.  By default all that apply, in a causal map orthogonal"
+    ),
 ]
-Controls = Annotated[bool, typer.Option(help="make null edits")]
+Controls = Annotated[bool, typer.Option(help="make null edits beside the edit")]
 Published = Annotated[bool, typer.Option("--published", help="the settings of Chen et al. (2023)")]
 
 SetOption = Annotated[

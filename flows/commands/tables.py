@@ -161,6 +161,8 @@ def _last_is_higher(result: PropertyRecord) -> bool:
 
 def print_plan(plan: StudyPlan, console: Console) -> None:
     """Print the sizes of a planned study, the shapes of its layers, and its memory and storage."""
+    from ldmprobe_core.pipeline.planning.plan import counted
+
     study = plan.study
     console.print(f"{study.name}, run {study.run_name}", highlight=False)
     if not plan.samples:
@@ -169,17 +171,18 @@ def print_plan(plan: StudyPlan, console: Console) -> None:
             f"{plan.count} samples",
             highlight=False,
         )
-    batches = -(-plan.count // study.sampling.batch)
+    batches = counted(-(-plan.count // study.sampling.batch), "batch")
     stored = f", {plan.n_stored} of them stored" if plan.n_stored < plan.count else ""
     console.print(
-        f"{plan.count} samples in {batches} batch{'es' * (batches != 1)}{stored}, "
-        f"{len(plan.steps)} steps, {len(plan.layers)} layers, {plan.cells} cells",
-        highlight=False,
+        f"{counted(plan.count, 'sample')} in {batches}{stored}, {plan.extent}", highlight=False
     )
+    images = counted(plan.stored.step_images, "sample")
+    untrained = ""
+    if study.controls.untrained:
+        weights = "permuted" if study.controls.permuted_weights else "random"
+        untrained = f", {plan.stored.permuted} with a denoiser of {weights} weights"
     console.print(
-        f"{plan.stored.step_images} samples with images of {plan.stored.steps} steps, "
-        f"{plan.stored.permuted} with the untrained denoiser",
-        highlight=False,
+        f"{images} with images of {counted(plan.stored.steps, 'step')}{untrained}", highlight=False
     )
     table = _table("layer", "height x width", "channels")
     for name, shape in plan.shapes.items():

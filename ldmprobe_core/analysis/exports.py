@@ -16,11 +16,11 @@ from ldmprobe_core.analysis.records import PropertyRecord, Summary, load_summary
 from ldmprobe_core.analysis.report.text import (
     metric_title,
     number,
-    short_layer,
     step,
 )
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.storage.run import Run
+from ldmprobe_core.study.layers import short_layer
 from ldmprobe_core.study.readers.value_types import user_path
 
 _ESCAPES = str.maketrans(

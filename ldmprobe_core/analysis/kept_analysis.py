@@ -117,10 +117,9 @@ def keep_analysis(run: Run, analysis: RunAnalysis, digest: str | None) -> None:
     """
     if digest is None:
         return
-    # Leave out the fields that `kept_analysis` reads from the run, so that equal statistics give
-    # equal files.
+    # Leave out the `current_fields`, so that equal statistics give equal files.
     summary = analysis.summary.model_copy(
-        update={"interventions": {}, "seconds": {}, "memory": {}, "bytes": 0}
+        update={"interventions": {}, "seconds": {}, "memory": {}, "bytes": 0, "notes": ()}
     )
     header: dict[str, Any] = {
         "digest": digest,

@@ -18,8 +18,9 @@ from ldmprobe_core.analysis.controls.coverage import partial_inputs
 from ldmprobe_core.analysis.controls.records import NumberRecord, NumberScore
 from ldmprobe_core.pipeline.probe import read_cell
 from ldmprobe_core.probing.fitters.ridge import RidgePath, fit_ridge
-from ldmprobe_core.probing.inference.bootstrap import Bootstrap, Interval
+from ldmprobe_core.probing.inference.bootstrap import MINIMUM_CLUSTERS, Bootstrap, Interval
 from ldmprobe_core.probing.inference.permutation import permute_groups, share_as_large
+from ldmprobe_core.probing.inference.selection import enough_defined
 from ldmprobe_core.probing.linear import predictions
 from ldmprobe_core.probing.statistics import SufficientStatistics
 from ldmprobe_core.storage.run import Run
@@ -71,7 +72,7 @@ def number_records(run: Run, bootstrap: Bootstrap) -> dict[str, NumberRecord]:
     controls, n = run.study.controls, len(values)
     draws = controls.permutations if controls.enabled("shuffled_labels") else 0
     orders = np.stack([np.arange(n), *(permute_groups(prompts, rng) for _ in range(draws))])
-    data = _Numbers(run, split, values[orders])
+    data = _Numbers(run, split, prompts, values[orders])
     cells = {name: list(data.predictions(name)) for name in run.probe_inputs}
     return {
         name: _NumberResult(data, cells, index, bootstrap).record()
@@ -84,12 +85,13 @@ class _Numbers:
     """True and randomly permuted numbers of the stored samples, as targets of probes.
 
     Attributes:
-        split: split of each sample, (sample,).
+        split, prompts: split and prompt of each sample, (sample,).
         targets: numbers by draw, (draw, sample, number); the first draw is not permuted.
     """
 
     run: Run
     split: np.ndarray
+    prompts: np.ndarray
     targets: np.ndarray
 
     def predictions(self, layer: str) -> list[np.ndarray]:
@@ -205,14 +207,9 @@ class _NumberResult:
         """
         validation = self.data.split == "validation"
         truth = self.truth[draw, validation]
-        scores = np.array(
-            [
-                [_spearman(of_step[draw, validation], truth) for of_step in self.cells[name]]
-                for name in layers
-            ]
-        )
-        row, column = np.unravel_index(int(scores.argmax()), scores.shape)
-        return layers[row], int(column) + 1
+        cells = np.stack([self.cells[name][:, draw, validation] for name in layers])
+        row, column = best_correlated(cells, truth, self.data.prompts[validation])
+        return layers[row], column + 1
 
     def _best_of_draw(self, draw: int) -> float | None:
         """Compute the test score of one permutation of the numbers, at its best layer and step.
@@ -251,6 +248,27 @@ class _NumberResult:
 
     def _of(self, statistic: Callable[[np.ndarray], np.ndarray], predicted: np.ndarray) -> Interval:
         return self.bootstrap.interval_of_statistic(statistic, np.isfinite(predicted))
+
+
+def best_correlated(cells: np.ndarray, truth: np.ndarray, prompts: np.ndarray) -> tuple[int, int]:
+    """Find the layer and step whose predictions have the best rank correlation with the truth.
+
+    The correlation of two images is always 1 or -1.  Cells whose predictions are defined in few
+    prompts are therefore not compared.
+
+    Args:
+        cells: predictions (layer, step, validation sample); NaN if undefined.
+        truth, prompts: number and prompt of each sample, (validation sample,).
+
+    Returns:
+        indices of the layer and the step.
+    """
+    rows = cells.reshape(-1, len(truth))
+    scores = np.array([_spearman(row, truth) for row in rows])
+    counts = np.array([len(np.unique(prompts[np.isfinite(row + truth)])) for row in rows])
+    scores = np.where(enough_defined(counts, MINIMUM_CLUSTERS), scores, -np.inf)
+    layer, step = np.unravel_index(int(scores.argmax()), cells.shape[:2])
+    return int(layer), int(step)
 
 
 def _spearman(a: np.ndarray, b: np.ndarray) -> float:

@@ -27,7 +27,7 @@ from ldmprobe_core.analysis.records import (
 )
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap, Interval
 from ldmprobe_core.probing.inference.permutation import permutation_p
-from ldmprobe_core.probing.inference.selection import choose_layer
+from ldmprobe_core.probing.inference.selection import choose_layer, ranked_means
 from ldmprobe_core.probing.metrics import mean_of_defined
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.conditions import CONDITIONS
@@ -148,10 +148,11 @@ class PropertyScores:
         return self.linear[int(kind)], step, int(layer)
 
     def best_of_input(self, name: str) -> tuple[int, int]:
-        """Find the best kind and step for probes of latents or pixels, on validation samples."""
-        choice = self._validation(self.inputs[name][self.linear, 0])
+        """Find the best kind and known step of an input control on validation samples."""
+        known = self.input_steps.get(name, np.arange(self.inputs[name].shape[2]))
+        choice = self._validation(self.inputs[name][self.linear, 0][:, known])
         row, step = np.unravel_index(choice.argmax(), choice.shape)
-        return self.linear[int(row)], int(step)
+        return self.linear[int(row)], int(known[step])
 
     def of(self, cell: _Cell, condition: int = 0) -> np.ndarray:
         """Test scores in all metrics of one kind, step and layer, (metric, test sample)."""
@@ -215,7 +216,7 @@ class PropertyScores:
         position: np.ndarray,
         without_cells: dict[str, np.ndarray],
         curves: Curves,
-        truth: np.ndarray,
+        truth: np.ndarray | None,
         missing: float,
         ceilings: dict[str, float | None],
         corrected: dict[str, CorrectedDifference] | None = None,
@@ -227,7 +228,7 @@ class PropertyScores:
             without_cells: scores of the controls that have no cells, such as the prompt control,
                 (metric, test sample) by name.
             curves: result of the method `curves`.
-            truth: labels of the test samples, (test sample, y, x).
+            truth: labels of the test samples, (test sample, y, x), of a mask; else None.
             missing: fraction, 0..1, of the labels' pixels that were not measured.
             ceilings: result of `controls.ceilings.block_ceilings`.
             corrected: differences between the best cell and the own best cells of controls, by
@@ -236,9 +237,7 @@ class PropertyScores:
         best = self.best()
         scores = self.of(best)[0]
         choice = self._validation(self.scores[0, self.linear, 0])
-        undefined = undefined_record(
-            scores, self.all_undefined, truth if self.prop.is_mask else None, choice
-        )
+        undefined = undefined_record(scores, self.all_undefined, truth, choice)
         emergence = emergence_record(curves, self.bootstrap)
         records = self._controls(best, position, without_cells, corrected or {})
         return PropertyRecord(
@@ -256,14 +255,14 @@ class PropertyScores:
             controls=records,
             not_beyond=records.not_exceeded(),
             ceilings=ceilings,
-            constant=all_foreground_score(truth) if self.prop.is_mask else None,
+            constant=None if truth is None else all_foreground_score(truth),
             undefined=undefined,
             missing=missing,
         )
 
     def _validation(self, scores: np.ndarray) -> np.ndarray:
-        """Average scores (..., held-out sample) over validation samples; -inf if all are NaN."""
-        return mean_of_defined(scores[..., ~self.is_test], otherwise=-np.inf)
+        """Average scores (..., held-out sample) over validation samples, to rank the cells."""
+        return ranked_means(scores[..., ~self.is_test])
 
     @cached_property
     def _tied_curves(self) -> list[tuple[int, int]]:
@@ -274,9 +273,8 @@ class PropertyScores:
         # Reorder the axes to (step, kind, layer, validation sample).
         scores = self.scores[0, self.linear, 0][..., ~self.is_test].swapaxes(0, 1)
         candidates = [(kind, layer) for kind in self.linear for layer in range(len(self.layers))]
-        choice = choose_layer(
-            scores.reshape(len(scores), len(candidates), -1), self.validation_groups
-        )
+        scores = scores.reshape(len(scores), len(candidates), -1)
+        choice = choose_layer(scores, self.validation_groups)
         return [candidates[i] for i in choice.tied]
 
     def _input_curve(self, name: str, metric: int) -> np.ndarray:
@@ -302,29 +300,28 @@ class PropertyScores:
     ) -> ControlsRecord:
         """Summarise all controls; disabled controls are None or absent."""
         probe, step = self.of(best)[0], best[1]
-        records: dict[str, ControlRecord | None] = {
-            "shuffled_labels": None,
-            "permuted_weights": None,
-        }
+        found: dict[str, ControlRecord | None] = {"shuffled_labels": None, "permuted_weights": None}
         for name, scores in ({"position": position} | without_cells).items():
             everywhere = OwnBestRecord(score=self.bootstrap.interval(scores[0]))
-            records[name] = self._control(probe, scores, everywhere, scores[0])
+            known = self.bootstrap.accompanied if name == "same_prompt" else None
+            found[name] = self._control(probe, scores, everywhere, scores[0], computed=known)
         for name, scores in self.inputs.items():
             kind, own_step = self.best_of_input(name)
             own = scores[kind, 0, own_step, self.is_test]
             record = self._own_best(own, (kind, own_step, name))
-            same = self._input_at(name, step)
-            records[name] = self._control(
-                probe, same, record, own, corrected.get(name), self.covered.get(name)
+            part = corrected.get(name), self.covered.get(name)
+            known = np.full(len(probe), step in self.input_steps.get(name, [step]))
+            found[name] = self._control(
+                probe, self._input_at(name, step), record, own, *part, computed=known
             )
         for i, kind_name in enumerate(self.kinds):
-            if i not in self.linear:
+            if i not in self.linear and probe_kind(kind_name).supports(self.prop):
                 choice = self._validation(self.scores[0, i, 0])
                 best_step, layer = np.unravel_index(choice.argmax(), choice.shape)
                 cell = i, int(best_step), int(layer)
                 own = self.of(cell)[0]
                 same = self.of((i, *best[1:]))
-                records[kind_name] = self._control(probe, same, self._own_best(own, cell), own)
+                found[kind_name] = self._control(probe, same, self._own_best(own, cell), own)
         for i, name in enumerate(self.conditions):
             if name in self.controls:
                 cell = self.best(i)
@@ -334,8 +331,8 @@ class PropertyScores:
                 control = self._control(probe, same, record, own, *part)
                 if name in self.draws:
                     control.p = permutation_p(probe, self.draws[name][..., self.is_test])
-                records[name] = control
-        return ControlsRecord.model_validate(records)
+                found[name] = control
+        return ControlsRecord.model_validate(found)
 
     def _own_best(self, scores: np.ndarray, cell: tuple[int, int, int | str]) -> OwnBestRecord:
         kind, step, layer = cell
@@ -354,6 +351,7 @@ class PropertyScores:
         own_scores: np.ndarray,
         corrected: CorrectedDifference | None = None,
         covered: Coverage | None = None,
+        computed: np.ndarray | None = None,
     ) -> ControlRecord:
         """Summarise a control's scores, and their difference to the probe's scores.
 
@@ -364,8 +362,10 @@ class PropertyScores:
             own_scores: headline scores of the control in its own best cell, (test sample,).
             corrected: difference to them, if it was corrected for the training samples.
             covered: samples of the control, if they are a part of all.
+            computed: whether each of these was to have a score in that cell, (test sample,) bool.
         """
-        counted = same[0] if covered is None else same[0, covered.heldout[self.is_test]]
+        counted = np.isnan(same[0]) if computed is None else np.isnan(same[0]) & computed
+        counted = counted if covered is None else counted & covered.heldout[self.is_test]
         difference = corrected or CorrectedDifference(probe - own_scores, 0.0)
         return ControlRecord(
             same_cell=self.bootstrap.interval(same[0]),
@@ -373,7 +373,7 @@ class PropertyScores:
             difference=self.bootstrap.interval(difference.values, difference.error),
             p=self.bootstrap.p_value(difference.values, difference.error),
             partial=self._partial(same),
-            undefined=int(np.isnan(counted).sum()),
+            undefined=int(counted.sum()),
             samples=None if covered is None else covered.counts,
         )
 

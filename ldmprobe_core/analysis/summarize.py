@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,6 @@ from ldmprobe_core.analysis.joint.class_maps import class_map_records
 from ldmprobe_core.analysis.joint.vectors import vector_records
 from ldmprobe_core.analysis.nonfinite import count_nonfinite
 from ldmprobe_core.analysis.numbers import number_records
-from ldmprobe_core.analysis.parts.property_part import PropertyPart
 from ldmprobe_core.analysis.parts.run_parts import RunParts, one_thread
 from ldmprobe_core.analysis.parts.sharing import compute_parts
 from ldmprobe_core.analysis.property_scores import PropertyScores
@@ -27,7 +27,7 @@ from ldmprobe_core.pipeline.labels import label_set
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap, Interval
 from ldmprobe_core.probing.label_set import LabelSet
 from ldmprobe_core.probing.metrics import mean_of_defined
-from ldmprobe_core.storage.run import Run
+from ldmprobe_core.storage.run import SOURCES, Run
 from ldmprobe_core.study.samples import Sample
 from ldmprobe_core.study.splits import SPLITS
 
@@ -115,15 +115,23 @@ def _analyse_properties(
         second: as in `summarise`.
     """
     test, parts = labels.heldout[is_test], RunParts(run, labels, is_test, bootstrap)
-    layers = [{"kind": "resplits", "name": name} for name in parts.resplits.layers]
-    jobs = [*layers, *({"kind": "property", "name": prop} for prop in parts.scores)]
-    found = compute_parts(run, jobs, parts.compute, second)
-    names = [job["name"] for job in jobs]
-    resplits = parts.resplits.curves(dict(zip(names, found[: len(layers)], strict=False)))
+    # Two processes start at the two ends, so the small parts are in the middle.
+    jobs: list[dict[str, Any]] = [
+        *({"kind": "rivals", "name": p, "source": s} for p in parts.scores for s in SOURCES),
+        *({"kind": "resplits", "name": name} for name in parts.resplits.layers),
+        *({"kind": "property", "name": prop} for prop in parts.scores),
+    ]
+    found: dict[str, dict[str, Any]] = defaultdict(dict)
+    for job, result in zip(jobs, compute_parts(run, jobs, parts.compute, second), strict=True):
+        if job["kind"] == "rivals":
+            result = found["rivals"].get(job["name"], {}) | result
+        found[job["kind"]][job["name"]] = result
+    resplits = parts.resplits.curves(found["resplits"])
     properties, curves = {}, {}
-    for (prop, scores), part in zip(parts.scores.items(), found[len(layers) :], strict=True):
-        truth = labels.maps[prop][test]
-        curves[prop] = _curves(run, scores, part, test, resplits.get(prop))
+    for prop, scores in parts.scores.items():
+        truth = labels.maps[prop][test] if scores.prop.is_mask else None
+        part, rivals = found["property"][prop], found["rivals"][prop]
+        curves[prop] = _curves(run, scores, part.position, rivals, test, resplits.get(prop))
         properties[prop] = scores.to_record(
             part.position, part.without_cells, curves[prop], truth, part.missing, part.ceilings,
             part.corrected,
@@ -163,14 +171,25 @@ def _analyses_jobs(properties: dict[str, PropertyRecord]) -> list[dict[str, Any]
 def _curves(
     run: Run,
     scores: PropertyScores,
-    part: PropertyPart,
+    position: np.ndarray,
+    rivals: dict[str, np.ndarray],
     test: np.ndarray,
     resplits: ResplitCurves | None,
 ) -> Curves:
-    """Collect the score curves of a property."""
+    """Collect the score curves of a property.
+
+    Args:
+        run: finished run.
+        scores: scores of the property in all cells.
+        position: scores of the position baseline, (metric, test sample).
+        rivals: scores of the property's labeler on step images, as `rival_scores` returns them, of
+            all sources.
+        test: indices of the test samples, (test sample,).
+        resplits: score curves of re-splits; None without them.
+    """
     decoded = np.isin(test, samples_in(run, STEP_IMAGES))
     steps = run.read(STEP_IMAGES, "step")
-    curves = scores.curves(part.position[0], part.rivals, decoded, steps, resplits)
+    curves = scores.curves(position[0], rivals, decoded, steps, resplits)
     kind, partial = scores.kinds.index(curves.kind), scores.prop.partial_metric
     others = {
         name: scores.scores[i, kind, 0]

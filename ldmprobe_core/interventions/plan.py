@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from ldmprobe_core.interventions.spec import (
 )
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.units import PROBE
-from ldmprobe_core.study.layers import LATENTS, POINT, VAE, is_attention_map
+from ldmprobe_core.study.layers import LATENTS, POINT, VAE, is_attention_map, matching_layers
 from ldmprobe_core.study.probe_kinds import probe_kind
 from ldmprobe_core.study.properties import property_of
 
@@ -165,7 +164,7 @@ def _layers(run: Run, spec: Intervention) -> list[str]:
                 "controls.latents to false or capture.keep to statistics (latents). Fix: leave "
                 "latents out of layers."
             )
-        if glob != LATENTS and not any(fnmatchcase(name, glob) for name in run.layers):
+        if glob != LATENTS and not matching_layers(run.layers, glob):
             raise UserError(_no_layers_match(run, glob))
         if is_attention_map(glob):
             raise UserError(
@@ -174,13 +173,11 @@ def _layers(run: Run, spec: Intervention) -> list[str]:
                 "layer, if the run has it."
             )
     globs = ("*",) if spec.layers is None else spec.layers
+    chosen = {name for glob in globs for name in matching_layers(run.layers, glob)}
     layers = [
         name
         for name in run.layers
-        # As in `capture.layers`, only globs with "@" select points inside layers.
-        if any(fnmatchcase(name, glob) and (POINT in glob) == (POINT in name) for glob in globs)
-        and not name.startswith(VAE)
-        and not is_attention_map(name)
+        if name in chosen and not name.startswith(VAE) and not is_attention_map(name)
     ]
     # The latents (the denoiser's input) are edited only if they are named, or in a causal map of
     # all layers, which shows the latents as a further row.

@@ -81,8 +81,8 @@ class Intervention(BaseModel):
             - ``donor``: the activations of another sample, one of the same prompt if there is one.
         start: first edited step, from 1.
         steps: number of edited steps; by default half of the sampler's steps, rounded up.
-        layers: globs that select layers of the run, by default all; the name ``latents`` selects
-            the denoiser's input.
+        layers: globs that select layers of the run (see `matching_layers`), by default all; the
+            name ``latents`` selects the denoiser's input.
         windows: None edits all layers in all of these steps together.  A number makes a causal
             map: the sampler's steps are divided into as many windows, and the edit is made in one
             layer and one window at a time; the denoiser's input is one more row of the map.

@@ -297,11 +297,15 @@ def find_labeler(prop: str, name: str) -> LabelerEntry:
         for loader in load_entry_points(ENTRY_POINTS, offered, f"labels.{prop}"):
             _LABELERS[prop, name] = as_entry(loader, PROPERTIES.get(prop))
     if (prop, name) not in _LABELERS:
-        known = ", ".join(labeler_names(prop))
-        raise UserError(
-            f"labels.{prop} is {name!r}: there is no such labeler. Fix: use one of {known}, or "
-            "package.module:function"
-        )
+        if parts := components_of(prop):
+            raise UserError(
+                f"labels.{prop}: the property has a labeler for each of its components ({name}). "
+                f"Fix: use one of the properties {', '.join(parts)}"
+            )
+        names, remedy = labeler_names(prop), "package.module:function"
+        if names:
+            remedy = f"one of {', '.join(names)}, or {remedy}"
+        raise UserError(f"labels.{prop} is {name!r}: there is no such labeler. Fix: use {remedy}")
     return _LABELERS[prop, name]
 
 

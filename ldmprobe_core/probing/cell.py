@@ -9,6 +9,7 @@ import numpy as np
 from ldmprobe_core.probing.detection import best_cut
 from ldmprobe_core.probing.fitters.base import CellData, FitData, Probe
 from ldmprobe_core.probing.fitters.registry import FITTERS
+from ldmprobe_core.probing.inference.selection import ranked_means
 from ldmprobe_core.probing.label_set import LabelSet
 from ldmprobe_core.probing.linear import LinearProbe, finite_samples, predictions
 from ldmprobe_core.probing.metrics import mean_of_defined
@@ -34,7 +35,8 @@ class CellResult:
             not support the property or the score is undefined.  For a repeated assignment, they are
             means over its draws, in the metrics that `Property.compared` lists.
         draws: scores of each draw of a repeated assignment in the main metric, (draw, held-out
-            sample) float32, by property; empty for other assignments.
+            sample) float32, by property; of the kinds of probes that are fitted to all draws, those
+            of the best on validation samples.  Empty for other assignments.
     """
 
     probes: dict[tuple[str, str], Probe]
@@ -236,5 +238,16 @@ def _collect(
             kinds = [kind for kind in study.kinds if (kind, draws[-1]) in scores]
             for row, column in zip(by_draw[prop], draws, strict=True):
                 if kinds:
-                    row[:] = scores[kinds[0], column][0]
+                    row[:] = _best_kind(np.stack([scores[k, column][0] for k in kinds]), labels)
     return CellResult(probes, means, by_draw)
+
+
+def _best_kind(scores: np.ndarray, labels: LabelSet) -> np.ndarray:
+    """Choose the row of the kind with the best mean validation score, as for the true labels.
+
+    Args:
+        scores: scores of one draw by kind, (kind, held-out sample).
+        labels: labels that were scored.
+    """
+    on_validation = scores[:, np.isin(labels.heldout, labels.validation)]
+    return scores[ranked_means(on_validation).argmax()]

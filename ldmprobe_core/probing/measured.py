@@ -19,10 +19,20 @@ def measured(maps: np.ndarray) -> np.ndarray | None:
     Returns:
         bool array of the same shape, True at measured pixels; None if all pixels were measured.
     """
-    if maps.dtype.kind != "f":
+    if maps.dtype.kind != "f" or not _has_nan(maps):
         return None
-    known = ~np.isnan(maps)
-    return None if known.all() else known
+    return ~np.isnan(maps)
+
+
+def _has_nan(maps: np.ndarray) -> bool:
+    """Return whether a float array has a NaN, several times faster than by `numpy.isnan`."""
+    if not maps.size:
+        return False
+    if maps.dtype != np.float16:
+        return bool(np.isnan(maps.min()))
+    # NumPy compares float16 values one by one, but integers many at once.  Without its sign bit,
+    # the integer of a NaN is above that of infinity.
+    return bool((maps.view(np.uint16) & 0x7FFF).max() > 0x7C00)
 
 
 def partly_measured(maps: np.ndarray) -> np.ndarray | None:

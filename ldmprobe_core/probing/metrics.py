@@ -25,7 +25,7 @@ from ldmprobe_core.probing.partial import (
     partial_spearman,
     position_covariates,
 )
-from ldmprobe_core.probing.ranks import RankedMaps, deviation_or_nan, flatten_maps, mean_ranks
+from ldmprobe_core.probing.ranks import RankedMaps, flatten_maps, mean_ranks
 from ldmprobe_core.study.properties import REGISTERED_METRICS, property_of
 
 
@@ -233,6 +233,8 @@ def mean_of_defined(
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return the Pearson correlations (n,) of the rows of two arrays (n, pixel), row by row."""
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    covariance = ((a - a.mean(1, keepdims=True)) * (b - b.mean(1, keepdims=True))).mean(1)
-    return covariance / (deviation_or_nan(a) * deviation_or_nan(b))
+    constant = (a.min(1) == a.max(1)) | (b.min(1) == b.max(1))
+    a, b = (np.subtract(flat, flat.mean(1, dtype=float)[:, None], dtype=float) for flat in (a, b))
+    covariance = np.einsum("ij,ij->i", *np.broadcast_arrays(a, b))
+    norms = np.sqrt(np.einsum("ij,ij->i", a, a)) * np.sqrt(np.einsum("ij,ij->i", b, b))
+    return covariance / np.where(constant, np.nan, norms)

@@ -58,17 +58,7 @@ def _argsort_with_ties(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     n, count = flat.shape
     index_bits = (count - 1).bit_length()
-    least = flat.min(1, keepdims=True).astype(np.float64)
-    # The scale leaves one bit unused, because a product may be rounded up to a power of two.
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        scale = 2.0 ** min(62 - index_bits, 51) / (flat.max(1, keepdims=True) - least)
-        scaled = flat - least
-        scaled *= scale
-    # Adding 2**52 rounds to an integer, which is then in the lowest 52 bits of the float64.  The
-    # bits above it are equal in all values, so they have no effect on the order.
-    scaled += 2.0**52
-    keys = scaled.view(np.int64)
-    keys <<= index_bits
+    keys, scaled = _shifted_keys(flat, index_bits)
     keys |= _pixel_numbers(count)
     keys.sort(axis=1)
     order = keys & ((1 << index_bits) - 1)
@@ -81,13 +71,66 @@ def _argsort_with_ties(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     places = np.flatnonzero(tied)
     values, sorted_places = flat.ravel(), order.ravel()
     differ = values[sorted_places[places]] != values[sorted_places[places - 1]]
-    by_value = ~(np.isfinite(scale[:, 0]) & (scale[:, 0] > 0))
+    by_value = ~scaled
     by_value[places[differ] // count] = True
     for row in np.flatnonzero(by_value):
         own = np.argsort(flat[row])
         order[row] = own + row * count
         tied[row, 1:] = flat[row, own[1:]] == flat[row, own[:-1]]
     return order, tied
+
+
+def _shifted_keys(flat: np.ndarray, low_bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scale each row's values to integers that keep their order, and shift these by `low_bits`.
+
+    Returns:
+        keys: integers whose lowest `low_bits` bits are 0, (n, pixel) int64; different values may
+            get the same integer.
+        scaled: whether a row has finite values that are not all equal, (n,) bool; the keys of other
+            rows are arbitrary.
+    """
+    least = flat.min(1, keepdims=True).astype(np.float64)
+    # The scale leaves one bit unused, because a product may be rounded up to a power of two.
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        scale = 2.0 ** min(62 - low_bits, 51) / (flat.max(1, keepdims=True) - least)
+        values = flat - least
+        values *= scale
+    # Adding 2**52 rounds to an integer, which is then in the lowest 52 bits of the float64.  The
+    # bits above it are equal in all values, so they have no effect on the order.
+    values += 2.0**52
+    keys = values.view(np.int64)
+    keys <<= low_bits
+    return keys, np.isfinite(scale[:, 0]) & (scale[:, 0] > 0)
+
+
+def _covariance_without_ties(flat: np.ndarray, centred: np.ndarray) -> np.ndarray:
+    """Return the covariance of the ranks of each row of values with the centred ranks of a map.
+
+    The map's rank of each pixel is appended to the pixel's value as the lowest bits of an integer.
+    Sorting these integers brings the map's ranks into the order of the values, in a fraction of the
+    time that it takes to look them up in that order.
+
+    Args:
+        flat: values, (n, pixel).
+        centred: centred ranks of as many maps, multiples of a half, (n, pixel).
+
+    Returns:
+        (n,) float64; NaN for a row with equal, almost equal or non-finite values.
+    """
+    count = flat.shape[1]
+    low_bits = (2 * count - 1).bit_length()
+    keys, usable = _shifted_keys(flat, low_bits)
+    covariance = np.full(len(flat), np.nan)
+    for row in np.flatnonzero(usable & np.isfinite(centred[:, 0])):
+        own = keys[row]
+        own |= (2 * centred[row] + (count - 1)).astype(np.int64)
+        own.sort()
+        ranks = own & ((1 << low_bits) - 1)
+        own >>= low_bits
+        if (own[1:] != own[:-1]).all():
+            centred_ranks = _pixel_numbers(count) - (count - 1) / 2
+            covariance[row] = centred_ranks @ (ranks - (count - 1.0)) / (2 * count)
+    return covariance
 
 
 @lru_cache(maxsize=4)
@@ -145,12 +188,24 @@ class RankedMaps:
 
     def rank(self, rows: np.ndarray) -> None:
         """Rank the maps with the given indices, unless this was done before."""
-        new = np.unique(rows[~self._ranked[rows]])
-        mean_rank = (self._flat.shape[1] + 1) / 2
-        for part in index_chunks(new, self._flat.shape[1]):
+        new, pixels = np.unique(rows[~self._ranked[rows]]), self._flat.shape[1]
+        counts_values = self._flat.dtype == np.float16 and pixels >= COUNTING_SORT_PIXELS
+        for part in index_chunks(new, pixels):
+            if counts_values:
+                self._count(part)
+                continue
             ranks = mean_ranks(self._flat[part])
-            self.deviation[part], self.centred[part] = deviation_or_nan(ranks), ranks - mean_rank
+            self.deviation[part] = deviation_or_nan(ranks)
+            self.centred[part] = ranks - (pixels + 1) / 2
         self._ranked[new] = True
+
+    def _count(self, rows: np.ndarray) -> None:
+        """Rank float16 maps with the given indices by counting their values."""
+        for row, keys in zip(rows, _sort_keys(self._flat[rows]), strict=True):
+            counted = _CountedRow(keys)
+            self.deviation[row] = counted.deviation
+            centred = counted.centred.astype(np.float32)
+            self.centred[row] = centred[keys] if counted.finite else np.nan
 
     def correlation_with_one(self, other: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Rank-correlate the maps with the given indices with one other map (pixel,), (n,)."""
@@ -187,20 +242,45 @@ class RankedMaps:
         if flat.dtype == np.float16 and count >= COUNTING_SORT_PIXELS:
             return _correlation_of_float16(flat, centred) / deviation
         flat = flat.astype(np.float32 if flat.dtype == np.float16 else flat.dtype, copy=False)
-        order, tied = _argsort_with_ties(flat)
-        undefined, with_ties = ~np.isfinite(flat).all(1), tied.any(1)
-        # Without ties, it suffices to reorder the stored ranks.
-        centred_ranks = _pixel_numbers(count) - (count - 1) / 2
-        covariance = centred.ravel().take(order) @ centred_ranks / count
-        correlations = covariance / (np.sqrt((count**2 - 1) / 12) * deviation)
-        if with_ties.any():
-            ranks = np.empty(flat.shape)
-            ranks.ravel()[order] = _sorted_ranks(tied)
-            correlations[with_ties] = _rank_correlation(
-                ranks[with_ties], centred[with_ties], deviation[with_ties]
-            )
-        correlations[undefined] = np.nan
+        if count < COUNTING_SORT_PIXELS:
+            return _sorted_correlation(flat, centred, deviation)
+        # Large maps rarely have equal values, except those of float16.
+        correlations = _covariance_without_ties(flat, centred)
+        correlations /= _deviation_without_ties(count) * deviation
+        left = np.isnan(correlations)
+        if left.any():
+            correlations[left] = _sorted_correlation(flat[left], centred[left], deviation[left])
         return correlations
+
+
+def _sorted_correlation(flat: np.ndarray, centred: np.ndarray, deviation: np.ndarray) -> np.ndarray:
+    """Correlate the ranks of rows of values with centred ranks of known standard deviation, (n,).
+
+    Args:
+        flat: values, (n, pixel).
+        centred: centred ranks of as many maps, (n, pixel).
+        deviation: standard deviations of these ranks, (n,).
+    """
+    order, tied = _argsort_with_ties(flat)
+    undefined, with_ties = ~np.isfinite(flat).all(1), tied.any(1)
+    # Without ties, it suffices to reorder the stored ranks.
+    count = flat.shape[1]
+    centred_ranks = _pixel_numbers(count) - (count - 1) / 2
+    covariance = centred.ravel().take(order) @ centred_ranks / count
+    correlations = covariance / (_deviation_without_ties(count) * deviation)
+    if with_ties.any():
+        ranks = np.empty(flat.shape)
+        ranks.ravel()[order] = _sorted_ranks(tied)
+        correlations[with_ties] = _rank_correlation(
+            ranks[with_ties], centred[with_ties], deviation[with_ties]
+        )
+    correlations[undefined] = np.nan
+    return correlations
+
+
+def _deviation_without_ties(count: int) -> float:
+    """Return the standard deviation of the ranks 1 to `count`."""
+    return float(np.sqrt((count**2 - 1) / 12))
 
 
 def _rank_correlation(ranks: np.ndarray, centred: np.ndarray, deviation: np.ndarray) -> np.ndarray:
@@ -250,10 +330,9 @@ def _correlation_of_float16(flat: np.ndarray, centred: np.ndarray) -> np.ndarray
     found = np.full(len(flat), np.nan)
     for i, (keys, other) in enumerate(zip(_sort_keys(flat), centred, strict=True)):
         counted = _CountedRow(keys)
-        if counted.finite and counted.counts.max() < len(keys):
-            ranks = counted.ranks - (len(keys) + 1) / 2
-            covariance = np.bincount(keys, other, minlength=1 << 16) @ ranks / len(keys)
-            found[i] = covariance / np.sqrt(counted.counts @ np.square(ranks) / len(keys))
+        if counted.finite:
+            sums = np.bincount(keys, other, minlength=1 << 16)
+            found[i] = sums @ counted.centred / len(keys) / counted.deviation
     return found
 
 
@@ -277,6 +356,7 @@ class _CountedRow:
     Attributes:
         counts: number of pixels of each value, by key, (65536,).
         ranks: mean rank of the pixels of each value, by key, (65536,) float64.
+        centred: the ranks minus the mean rank of all pixels, by key, (65536,) float64.
         finite: whether all values are finite.
     """
 
@@ -290,6 +370,14 @@ class _CountedRow:
         # the group is lower by (n - 1) / 2.
         self.ranks = np.cumsum(self.counts) - (self.counts - 1) / 2
         self.ranks[_ZERO - 1] = self.ranks[_ZERO]
+        self.centred = self.ranks - (len(keys) + 1) / 2
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of the pixels' ranks; NaN if all are equal or one is not finite."""
+        if not self.finite or self.counts.max() == self.counts.sum():
+            return float("nan")
+        return float(np.sqrt(self.counts @ np.square(self.centred) / self.counts.sum()))
 
 
 def deviation_or_nan(flat: np.ndarray) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 LATENTS = "latents"
@@ -25,6 +27,33 @@ POINT = "@"
 
 WORDS, TOKENS = "words", "tokens"
 """Names of the capture points of attention maps, over text tokens and over image tokens."""
+
+
+_SHARED_PART = ".transformer_blocks.0"
+"""Part that the names of most attention layers share, and their short form leaves out."""
+
+
+def short_layer(layer: str) -> str:
+    """Shorten a layer's name for display, by removing the part that all attention layers share."""
+    return layer.replace(_SHARED_PART, "")
+
+
+def matching_layers(names: Iterable[str], glob: str) -> list[str]:
+    """Return the layers that a glob matches: by name, else by short name, else by a parent module.
+
+    Reports show short names, such as ``mid_block.attentions.0.attn1``, and the documentation the
+    module that the layer is in, such as ``mid_block.attentions.0``.
+
+    Args:
+        names: names of layers.
+        glob: glob over one of these forms; without ``@`` it matches no points inside layers.
+    """
+    layers = [name for name in names if (POINT in name) == (POINT in glob)]
+    return (
+        [name for name in layers if fnmatchcase(name, glob)]
+        or [name for name in layers if fnmatchcase(short_layer(name), glob)]
+        or [name for name in layers if fnmatchcase(name, f"{glob}.*")]
+    )
 
 
 def is_attention_map(layer: str) -> bool:

@@ -30,6 +30,11 @@ class LabelerSpec(Section):
     """Name of a labeler, and its weights: a folder, a file or a hub id.
 
     In YAML, a labeler may be given by its name alone instead of a mapping.
+
+    Attributes:
+        name: name of a labeler (docs/models.md), or ``module:function``.
+        weights: folder, file or hub id of its weights; None takes its default.
+        revision: branch, tag or commit of a hub id.
     """
 
     name: str
@@ -64,7 +69,14 @@ def _check_extra(section: type[Section], content: Any, known: Iterable[str]) -> 
 class Labels(Section):
     """Labeler of each property; a property whose labeler is None is not probed.
 
-    Every other registered property is also a key, with None as its default.
+    Every other registered property is also a key, with None as its default: ``edges``, ``normals``,
+    and those of the user.
+
+    Attributes:
+        foreground, depth, shading: labeler of this map property.
+        classes: labeler of the object's class, which `ldmprobe classify` needs.
+        threshold: probability in a labeler's foreground map above which a pixel counts as
+            foreground.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -75,7 +87,6 @@ class Labels(Section):
     shading: _Reader = _TABLETOP
     classes: _Reader = Field(_TABLETOP, alias="class")
     threshold: Annotated[float, Field(ge=0, lt=1), EXPONENT] = 0.5
-    """Probability in a labeler's foreground map above which a pixel counts as foreground."""
 
     def labeler(self, prop: str) -> LabelerSpec | None:
         """Return the labeler settings of a map property or of ``class``; None without a labeler."""
@@ -123,6 +134,7 @@ class Split(Section):
     """Shares of the prompts for training, choosing and scoring probes; they add up to 1.
 
     Attributes:
+        train, validation, test: share of the prompts in this part.
         heldout: approximate number of samples to hold out; ``validation`` and ``test`` give the
             proportion in which they are divided.  None divides all samples by the three shares.
     """
@@ -151,6 +163,7 @@ class Probes(Section):
             neither has ``adam``, the paper's protocol for all properties, which is slow.
         penalties: L2 penalties to choose from by the score on the validation split, in units of
             the layer's mean channel variance.
+        split: how prompts are divided.
     """
 
     kinds: tuple[str, ...] = Field(("ridge", "logistic"), strict=False, min_length=1)
@@ -271,7 +284,12 @@ class Controls(Section):
 
 
 class BootstrapSettings(Section):
-    """Number of resamples and confidence level of the bootstrap over held-out samples."""
+    """Number of resamples and confidence level of the bootstrap over held-out samples.
+
+    Attributes:
+        resamples: number of resamples; at least one must lie beyond each end of the interval.
+        level: confidence level of the intervals.
+    """
 
     resamples: Annotated[int, Field(ge=100, le=100_000)] = 1000
     level: Annotated[float, Field(gt=0.5, lt=1), EXPONENT] = 0.95

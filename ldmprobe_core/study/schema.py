@@ -73,7 +73,13 @@ _OF_BYTES = ("kind", "metrics", "map_format", "component")
 
 
 class Study(Section):
-    """Description of one experiment: model, prompts, sampling, layers, labels and probes."""
+    """Description of one experiment: model, prompts, sampling, layers, labels and probes.
+
+    Attributes:
+        name: first part of the name of the run's folder.
+        properties: properties of the user, by name, with or without a labeler (docs/your-own.md).
+        source: where images come from: ``prompts`` generates them, ``images`` takes the user's.
+    """
 
     name: Slug = "study"
     model: Model = Model()

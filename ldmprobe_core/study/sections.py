@@ -280,7 +280,8 @@ class Execution(Section):
         cluster: YAML file of a dask-kubernetes DaskCluster that is created for the run.
         gpus_per_worker: 1 runs generation and labeling on Dask workers that declare a GPU, and
             gives each worker on this machine one GPU; 0 uses no GPUs.
-        device: device to compute on; ``auto`` takes CUDA if available, else MPS, else the CPU.
+        device: device to compute on.  With ``auto`` each worker takes CUDA if available, else MPS,
+            else the CPU; with `gpus_per_worker` 1 each must have CUDA.
     """
 
     runner: Literal["local", "dask"] = "local"

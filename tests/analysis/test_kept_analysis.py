@@ -2,13 +2,15 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from ldmprobe_core.analysis import summarize
-from ldmprobe_core.analysis.kept_analysis import KEPT, analyse, inputs_digest
+from ldmprobe_core.analysis.kept_analysis import KEPT, analyse, inputs_digest, keep_analysis
 from ldmprobe_core.analysis.report.build import rebuild_report
+from ldmprobe_core.analysis.run_analysis import current_fields
 from ldmprobe_core.pipeline.labels import label_set
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.properties import REGISTERED_METRICS
@@ -73,6 +75,18 @@ def test_analysis_is_computed_again_if_a_score_differs(copied, computed):
     after = rebuild_report(copied).properties["depth"].best
     assert computed == [copied.url]
     assert after.score.mean != before["score"]["mean"]
+
+
+@pytest.mark.parametrize("changed", ["interventions", "seconds", "memory", "bytes", "notes"])
+def test_equal_statistics_are_kept_in_equal_files(copied, changed):
+    """Fields that change afterwards, as with a note on a second environment, do not matter."""
+    assert changed in current_fields(copied, {})
+    analysis, kept = analyse(copied, {}), copied.location.read_bytes(KEPT)
+    values = {"bytes": 1, "notes": ("computed with two versions",), "seconds": {"probe": 2.0}}
+    other = analysis.summary.model_copy(update={changed: values.get(changed, {"shift": None})})
+    digest = inputs_digest(copied, label_set(copied))
+    keep_analysis(copied, replace(analysis, summary=other), digest)
+    assert copied.location.read_bytes(KEPT) == kept
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 no archive", "truncated"])

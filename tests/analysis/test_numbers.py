@@ -8,7 +8,7 @@ from run_helpers import carry_out
 from scipy import stats
 from sklearn.linear_model import Ridge
 
-from ldmprobe_core.analysis.numbers import rank_correlation
+from ldmprobe_core.analysis.numbers import best_correlated, rank_correlation
 from ldmprobe_core.analysis.records import load_summary
 from ldmprobe_core.analysis.report.build import build_report
 from ldmprobe_core.errors import UserError
@@ -43,6 +43,20 @@ def test_rank_correlation_of_resamples_equals_that_of_scipy_on_repeated_samples(
         drawn = [i for i in range(30) for _ in range(row[i]) if i != 3]
         assert value == pytest.approx(stats.spearmanr(a[drawn], b[drawn]).statistic, abs=1e-12)
     assert np.isnan(rank_correlation(counts[:1].astype(float), a, np.ones(30))).all()
+
+
+def test_number_is_not_chosen_by_the_correlation_of_few_prompts():
+    rng = np.random.default_rng(1)
+    truth, prompts = rng.normal(size=36), np.arange(36) // 2
+    cells = np.full((2, 2, 36), np.nan)
+    cells[1, 1] = truth + 0.3 * rng.normal(size=36)
+    cells[0, 0] = rng.normal(size=36)
+    cells[0, 1, 6:8] = truth[6:8]  # two images of one prompt, in their order
+    cells[1, 0, :8] = truth[:8]  # four prompts
+    assert best_correlated(cells, truth, prompts) == (1, 1)
+    # Of few validation prompts in all, the cells that are defined in all of them are compared.
+    few = slice(8)
+    assert best_correlated(cells[..., few], truth[few], prompts[few]) == (1, 0)
 
 
 @pytest.fixture

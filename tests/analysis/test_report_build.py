@@ -1,9 +1,12 @@
 """Building a report: its page and its files."""
 
 import json
+import re
 import shutil
+from importlib import resources
 from pathlib import Path
 
+import jinja2
 import pytest
 from run_helpers import carry_out
 
@@ -12,6 +15,16 @@ from ldmprobe_core.analysis.report.build import build_report
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.storage.lease import holder_of
 from ldmprobe_core.storage.run import Run
+from ldmprobe_core.study.loading import parse_study
+
+
+@pytest.mark.parametrize(("level", "shown"), [(0.995, "99.5"), (0.95, "95"), (0.55, "55")])
+def test_page_shows_the_level_of_intervals_unrounded(level, shown):
+    page = (resources.files(build.__package__) / "page.html").read_text("utf-8")
+    found = re.findall(r"\{\{[^{}]*bootstrap\.level[^{}]*\}\}%", page)
+    study = parse_study({"bootstrap": {"level": level}})
+    rendered = [jinja2.Environment().from_string(one).render(study=study) for one in found]
+    assert rendered == [f"{shown}%"] * 2
 
 
 def test_build_report_escapes_prompts_and_writes_figures(tiny_study, tmp_path):

@@ -62,7 +62,7 @@ def test_headline_is_silent_on_re_splits_that_have_one_layer_to_choose():
 
 def test_intervals_without_re_splits_have_the_reason():
     made = summary(0.3, 0.2, 0.1)
-    alone = "Intervals hold the spread between test samples only, because the "
+    alone = "Intervals include the spread between test samples only, because the "
     assert spread_sentence(made, "statistics").startswith(f"{alone}activations of training")
     assert spread_sentence(made, "activations").startswith(f"{alone}training samples are of a sing")
     made.properties["depth"].layer.resplits = {"a": 14, "b": 6}
@@ -333,10 +333,13 @@ def test_warnings_name_leads_of_fewer_images_and_a_choice_from_nothing():
     depth = made.properties["depth"]
     depth.undefined = UndefinedRecord(best=0, any=0, unchosen=True)
     depth.leads.samples = 64
-    depth.leads.clean = LeadRecord(onset=Lead(), settled=Lead(), samples=41)
-    depth.leads.decoded = LeadRecord(onset=Lead(), settled=Lead(), samples=64)
-    # Without step images of training samples no labeler is recalibrated.
-    depth.leads.decoded_recalibrated = LeadRecord(onset=Lead(), settled=Lead(), samples=0)
+    known, unknown = Lead(steps=3, low=2, high=5, determined=True), Lead()
+    depth.leads.clean = LeadRecord(onset=unknown, settled=known, samples=41)
+    depth.leads.decoded = LeadRecord(onset=known, settled=known, samples=64)
+    # Three images are too few for a lead, and without step images of training samples no labeler
+    # is recalibrated.
+    depth.leads.clean_recalibrated = LeadRecord(onset=unknown, settled=unknown, samples=3)
+    depth.leads.decoded_recalibrated = LeadRecord(onset=unknown, settled=unknown, samples=0)
     (line,) = warning_lines(made)
     assert "leads are of 41 or more of 64 images" in line
     assert "nothing could be chosen" in line

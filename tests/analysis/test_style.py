@@ -131,6 +131,35 @@ def test_captions_say_by_how_much_layers_and_steps_differ_and_where_curves_cross
     )
 
 
+@pytest.mark.parametrize(
+    ("decoded", "clean", "text"),
+    [
+        (
+            (0.1, 0.4, 0.8), (0.1, 0.8, 0.9),
+            "On the decoded latents, the labeler's mean passes the probes' after step 3, at step 6 "
+            "at the latest. On the predicted clean image, the labeler's mean passes the probes' at "
+            "step 3.",
+        ),
+        (
+            (0.1, 0.2, 0.3), (0.7, 0.8, 0.9),
+            "On the decoded latents, the labeler's mean never passes the probes' at a step with "
+            "images. On the predicted clean image, the labeler's mean is above the probes' from "
+            "step 2 on, the first with images.",
+        ),
+    ],
+)  # fmt: skip
+def test_caption_tells_no_step_between_two_with_images(decoded, clean, text):
+    """Steps 2, 3 and 6 of six have images."""
+    steps, curves = np.array([2, 3, 6]), {}
+    for source, values in (("trajectory", decoded), ("clean", clean)):
+        curves[source] = np.full((6, 1), np.nan)
+        curves[source][steps - 1, 0] = values
+    shown = SimpleNamespace(
+        probe=np.full((6, 1), 0.5), decoded=np.array([True]), decoded_steps=steps, sources=curves
+    )
+    assert curves_caption("foreground", shown, "dice").endswith(f"over the steps. {text}")
+
+
 def test_heatmaps_without_controls_are_not_described_as_having_some():
     cells = np.zeros((2, 2))
     curves = SimpleNamespace(other_cells={"permuted": cells}, partial_cells=cells)

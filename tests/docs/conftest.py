@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from run_helpers import carry_out, small_study
+from run_helpers import carry_out, conclude, small_study
 
 ROOT = Path(__file__).parents[2]
 
@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="session")
 def documented_run(tiny_model, tmp_path_factory):
     """A finished run of the tiny model with 12 samples."""
-    return carry_out(small_study("read", tiny_model, 12), str(tmp_path_factory.mktemp("read")))
+    study = small_study("read", tiny_model, 12)
+    return conclude(carry_out(study, str(tmp_path_factory.mktemp("read"))))
 
 
 @pytest.fixture(scope="session")

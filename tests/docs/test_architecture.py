@@ -20,6 +20,20 @@ def test_architecture_figure_is_up_to_date():
     assert packages == folders | {"errors"}
 
 
+def test_every_folder_inside_the_packages_is_documented():
+    """Folders of the core are named without ``ldmprobe_core/``, those of others with all of it."""
+    page = (ROOT / "docs/architecture.md").read_text()
+    table = page.partition("Folders inside the packages")[2].partition("\n## ")[0]
+    folders = {
+        path.parent.relative_to(ROOT).as_posix().removeprefix("ldmprobe_core/")
+        for package in ("ldmprobe_core", "ldmprobe", "flows", "tasks", "infra")
+        for path in (ROOT / package).glob("*/**/*.py")
+    }
+    inside = {folder for folder in folders if "/" in folder}
+    assert len(inside) > 20
+    assert {folder for folder in inside if f"| `{folder}/` |" not in table} == set()
+
+
 def test_every_cache_is_documented():
     """Each module with a cache decorator stands in the page's table of caches."""
     page = (ROOT / "docs/architecture.md").read_text()

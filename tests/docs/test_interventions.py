@@ -1,9 +1,11 @@
 """Figures of interventions in README and docs/interventions.md, against the committed results."""
 
+import importlib.util
 import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from benchmarks.intervention_results import COMMANDS, settings_of
 
@@ -245,6 +247,19 @@ def of_readme():
 def test_sentences_have_the_committed_results(page, phrases):
     text = " ".join((ROOT / page).read_text("utf-8").split())
     assert [phrase for phrase in phrases() if " ".join(phrase.split()) not in text] == []
+
+
+def test_causal_map_of_the_page_has_the_size_and_frames_of_its_script():
+    path = ROOT / "docs/draw_causal_map.py"
+    spec = importlib.util.spec_from_file_location("draw_causal_map", path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    with Image.open(script.FIGURE) as committed:
+        assert committed.size == script.draw().size
+    for name in script.MAPS.values():
+        panels = script.causal_map(script.committed_map(name)).axes
+        frames = sum(len(axes.patches) for axes in panels)
+        assert frames == sum(clear(used(site)) for site in RESULTS[name]["sites"])
 
 
 def test_committed_results_are_of_the_commands_of_the_page():

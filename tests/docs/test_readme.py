@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from ldmprobe_core.analysis.records import Summary
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -82,12 +84,27 @@ def test_readme_table_has_the_numbers_of_the_committed_summary():
     results = [summary["properties"][name] for name in ("foreground", "depth", "shading")]
     assert [summary["samples"]["total"], summary["steps"], summary["layers"]] == [240, 15, 7]
     text = (ROOT / "README.md").read_text("utf-8").split("## A result", 1)[1]
+    alone = [
+        ", ".join(
+            f"{result['controls'][name]['own_best']['score']['mean']:.2f}" for result in results
+        )
+        for name in ("prompt", "position")
+    ]
+    assert f"({alone[0]} and {alone[1]}; differences not tested" in text
+    clean = [result["leads"]["clean"]["onset"] for result in results[1:]]
+    depth, shading = (f"[{lead['low']}, {lead['high']}]" for lead in clean)
+    assert f"for depth {depth} and shading {shading} the labeler may be ahead" in text
     table = table_rows(text.split("| mean angle", 1)[0])
     expected = [[label, *(value(result) for result in results)] for label, value in ROWS.items()]
     assert table == expected
     controls = [result["controls"] for result in results]
     assert {control["permuted_weights"]["samples"]["test"] for control in controls} == {65}
     assert {control["clean_pixels"]["samples"]["test"] for control in controls} == {64}
+
+
+def test_committed_summary_has_every_field_of_the_present_records():
+    summary = json.loads((ROOT / "docs" / "tabletop-summary.json").read_text("utf-8"))
+    assert json.loads(Summary.model_validate(summary).model_dump_json(by_alias=True)) == summary
 
 
 def test_readme_table_of_normals_has_the_numbers_of_the_committed_summary():

@@ -34,9 +34,9 @@ def store(tmp_path_factory):
 
 
 def test_first_study_runs_and_writes_its_report(store, capsys):
-    run = first_study.main(store, TINY)
+    run = first_study.main("tabletop", store, TINY)
     printed = capsys.readouterr().out
-    assert "24 samples, 3 steps, 1 layers" in printed
+    assert "24 samples, 3 steps, 1 layer, 3 cells" in printed
     assert (Path(run.url) / "report" / "index.html").is_file()
     assert set(run.summary.properties) == {"foreground", "depth", "shading"}
 
@@ -62,7 +62,7 @@ def test_own_labels_are_the_luminance_of_the_stored_images(store):
 
 
 def test_sparse_autoencoder_explains_more_than_the_mean(store):
-    run = first_study.main(store, TINY)  # finished by the first test
+    run = first_study.main("tabletop", store, TINY)  # finished by the first test
     assert 0 < sparse_autoencoder.main(run.url) < 1
 
 

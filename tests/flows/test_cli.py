@@ -189,6 +189,40 @@ def test_check_prints_sizes():
     assert f"inputs: {240 * 15 * 16 * 16 * (4 + 3) * 2 / 1e6:.1f} MB" in result.output
 
 
+@pytest.mark.parametrize(
+    ("control", "end"),
+    [
+        ("permuted_weights={samples: 4}", ", 16 with a denoiser of permuted weights"),
+        ("permuted_weights=false", ""),
+    ],
+)
+def test_check_names_the_weights_of_the_control_and_counts_one_as_one(control, end):
+    settings = ("prompts.samples=16", "sampling.steps=1", "capture.layers=['mid_block.*.attn1']",
+                "trajectory.samples=1", "trajectory.training=0", f"controls.{control}")  # fmt: skip
+    options = [word for setting in settings for word in ("--set", setting)]
+    lines = CliRunner().invoke(cli.app, ["check", "tabletop", *options]).output.splitlines()
+    assert lines[1] == "16 samples in 1 batch, 1 step, 1 layer, 1 cell"
+    assert lines[2] == f"1 sample with images of 1 step{end}"
+
+
+def test_check_and_run_note_labelers_of_the_embedded_world_for_another_model(
+    complain, tiny_model, tmp_path, monkeypatch
+):
+    path = tmp_path / "mine.yaml"
+    path.write_text(json.dumps({"model": {"source": str(tiny_model)}, "labels": {"class": None}}))
+    notes = [
+        "note: labels.foreground, labels.depth, labels.shading: left out, so tabletop labels",
+        "note: prompts.set: left out, so prompts are the captions of the embedded model",
+    ]
+    checked = CliRunner().invoke(cli.app, ["check", str(path)]).output
+    monkeypatch.setenv("LDMPROBE_PREFECT_PORT", "many")  # the run ends after its notes
+    code, _, begun = complain("run", str(path), "--store", str(tmp_path / "runs"))
+    assert code == 1
+    for note in notes:
+        assert note in checked
+        assert note in begun
+
+
 def test_check_sizes_the_published_study_from_configs_alone():
     """The plan of 617 images with 16 layers and 15 steps has the sizes that we computed by hand."""
     result = CliRunner().invoke(cli.app, ["check", "paper"])

@@ -27,8 +27,9 @@ def small_study(name: str, model: Path, samples: int | None) -> Study:
         {
             "name": name,
             "model": {"source": str(model)},
-            "prompts": {"samples": samples},
+            "prompts": {"set": "tabletop", "samples": samples},
             "sampling": {"steps": 3, "batch": 4, "guidance": 2.0, "threads": 1},
+            "labels": dict.fromkeys(("foreground", "depth", "shading", "class"), "tabletop"),
             "capture": {"layers": ["down_blocks.0.attentions.0.*.attn1", "mid_block.*.attn1"]},
             "bootstrap": {"resamples": 200},
         }

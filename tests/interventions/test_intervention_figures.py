@@ -2,6 +2,7 @@
 
 import html
 import shutil
+from itertools import pairwise
 
 import imageio_ffmpeg
 import pytest
@@ -105,7 +106,12 @@ def test_map_sentence_and_figures_of_an_erasure_say_that_the_score_falls(run):
     assert partly.startswith("In 1 of 2 cells the erasure lowers the Dice")
     assert "; not determined in 1 of 3 cells (no intervals, as fewer than 5 distinct" in partly
     assert f"Probes read foreground best in {site_layer(summary.sites[0])}, steps 1 to 1" in partly
-    titles = [axes.get_title() for axes in intervention_figures.causal_map(summary).axes]
+    figure = intervention_figures.causal_map(summary)
+    frames = [patch.get_bbox() for axes in figure.axes for patch in axes.patches]
+    # All three windows of the only layer have intervals clear of zero.
+    assert [round(frame.x0 + frame.x1) for frame in frames] == [0, 2, 4]
+    assert all(one.x1 < other.x0 for one, other in pairwise(frames))
+    titles = [axes.get_title() for axes in figure.axes]
     assert "used: Dice with own label, less null edit\n(a use lowers it)" in titles
     assert "2 samples" in intervention_title(summary)
 

@@ -52,6 +52,15 @@ def test_plan_intervention_refuses_settings_that_the_run_cannot_meet(run, settin
 
 
 @pytest.mark.parametrize(
+    "glob", ["down_blocks.0.attentions.0", "down_blocks.0.attentions.0.attn1", "down*", "down*.0"]
+)
+def test_plan_intervention_takes_a_layer_by_any_form_of_its_name(run, glob):
+    plan = plan_intervention(run, Intervention(samples=2, layers=(glob,)))
+    named = [name for name in run.layers if name.startswith("down_blocks.0.attentions.0.")]
+    assert [site.layers for site in plan.sites] == [tuple(named)]
+
+
+@pytest.mark.parametrize(
     "settings", [{"metric": "l2"}, {}, {"metric": "l2", "doses": (), "strength": 0.5}]
 )
 def test_create_intervention_refuses_constant_predictions_before_any_work(

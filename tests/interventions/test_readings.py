@@ -7,11 +7,11 @@ import xarray as xr
 from intervention_helpers import carry_out_intervention, direction_in
 
 from ldmprobe_core.analysis.report.intervention_text import readings_sentence
-from ldmprobe_core.analysis.report.text import short_layer
 from ldmprobe_core.interventions.measures.readings import ProbeReader
 from ldmprobe_core.interventions.spec import Intervention
 from ldmprobe_core.interventions.stages import create_intervention, edit_batch
 from ldmprobe_core.probing.linear import LinearProbe
+from ldmprobe_core.study.layers import short_layer
 from ldmprobe_core.study.properties import property_of
 
 

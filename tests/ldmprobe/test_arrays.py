@@ -218,6 +218,19 @@ def test_load_labeler_refuses_names_that_are_none(arguments):
         lp.load_labeler(*arguments)
 
 
+def test_load_labeler_of_a_vector_names_its_components():
+    parts = r"use one of the properties normals_x, normals_y, normals_z$"
+    with pytest.raises(lp.UserError, match=rf"labels\.normals: .* \(tabletop\)\. Fix: {parts}"):
+        lp.load_labeler("normals", "tabletop")
+    images = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), np.uint8)
+    assert lp.load_labeler("normals_x", "tabletop", device="cpu")(images).shape == (1, 32, 32)
+
+
+def test_load_labeler_of_no_property_has_no_empty_list():
+    with pytest.raises(lp.UserError, match=r"Fix: use package\.module:function$"):
+        lp.load_labeler("nonsense", "tabletop")
+
+
 def test_load_labeler_reads_images(pipe):
     images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
     depth = lp.load_labeler("depth", "tabletop", device="cpu")(images)

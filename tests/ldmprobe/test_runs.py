@@ -179,6 +179,19 @@ def test_activations_of_a_run_that_keeps_sums_are_those_of_its_heldout_samples(
         run.activations("x")
 
 
+def test_a_layer_may_be_called_by_its_short_name(run):
+    layer = run.layers[0]
+    short = layer.replace(".transformer_blocks.0", "")
+    assert short != layer
+    weight = run.probe("depth", 2, layer).weight
+    for name in (short, layer.partition(".transformer_blocks")[0]):
+        np.testing.assert_array_equal(run.probe("depth", 2, name).weight, weight)
+        assert run.activations(name).shape == run.activations(layer).shape
+        assert run.tokens(name).channels == run.tokens(layer).channels
+    with pytest.raises(lp.UserError, match=r"layer: '\*attn1' is 2 layers of the run\. Fix"):
+        run.probe("depth", 2, "*attn1")
+
+
 def test_a_probe_predicts_what_its_stored_weights_say(run):
     layer = run.layers[0]
     probe = run.probe("depth", step=2, layer=layer)

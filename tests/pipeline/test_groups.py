@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from run_helpers import assert_same, carry_out, small_study, statistics_study
+from scipy import stats
 from tiers import rest_slow
 
+from ldmprobe_core.analysis.controls import rivals
 from ldmprobe_core.analysis.controls.rivals import rival_scores
 from ldmprobe_core.analysis.report.build import build_report
 from ldmprobe_core.analysis.summarize import summarise
@@ -109,12 +111,65 @@ def test_probe_cell_gives_clean_pixels_scores_at_decoded_steps(run):
 def test_rival_scores_are_undefined_without_step_images(run, whole):
     labels = label_set(run)
     test = np.array([i for i in labels.heldout if run.samples[i].split == "test"])
-    scores, every = (rival_scores(r, "depth", label_set(r), test, 3) for r in (run, whole))
     has = np.isin(test, step_image_samples(run.study, run.samples))
     assert 0 < has.sum() < len(test)
     for source in ("trajectory", "clean"):
+        scores, every = (
+            rival_scores(r, "depth", source, label_set(r), test, 3) for r in (run, whole)
+        )
         expected = np.where(np.array([True, False, True])[:, None] & has, every[source], np.nan)
         np.testing.assert_allclose(scores[source], expected, atol=0.03)
+
+
+@pytest.mark.parametrize("source", ["trajectory", "clean"])
+def test_rival_scores_are_those_of_every_map_one_by_one(run, source, monkeypatch):
+    monkeypatch.setattr(rivals, "PART_BYTES", 1)  # The maps of one sample are read at once.
+    labels, index = label_set(run), step_image_samples(run.study, run.samples)
+    maps = run.open(f"labels_{source}").depth.values.astype(float)
+    truth, mean = labels.maps["depth"].astype(float), labels.means["depth"]
+    test = np.array([i for i in labels.heldout if run.samples[i].split == "test"])
+    train = [i for i in labels.train if i in index]
+    found = rival_scores(run, "depth", source, labels, test, 3)
+
+    def blocks(one):
+        return np.array(
+            [part.mean() for rows in np.split(one, 16) for part in np.split(rows, 16, 1)]
+        )
+
+    for row, step in enumerate([1, 3]):
+        of = {i: maps[list(index).index(i), row] for i in index}
+        x = [[*blocks(of[i]), *blocks(mean)] for i in train]
+        x = np.array(x).reshape(len(train), 2, -1).swapaxes(1, 2).reshape(-1, 2)
+        y = np.concatenate([blocks(truth[i]) for i in train])
+        a, b, c = np.linalg.lstsq(np.column_stack([x, np.ones(len(x))]), y, rcond=None)[0]
+        for column, i in enumerate(test):
+            expected = [np.nan, np.nan]
+            if i in index:
+                seen = [of[i], a * of[i] + b * mean + c]
+                expected = [stats.spearmanr(s.ravel(), truth[i].ravel()).statistic for s in seen]
+            names = source, f"{source}_recalibrated"
+            both = [found[name][step - 1, column] for name in names]
+            np.testing.assert_allclose(both, expected, atol=1e-9)
+    assert all(np.isnan(scores[1]).all() for scores in found.values())
+
+
+def test_a_step_image_without_a_map_has_no_rival_score(copy):
+    """The scores of the other images stay as they were."""
+    labels, index = label_set(copy), step_image_samples(copy.study, copy.samples)
+    test = np.array([i for i in index if copy.samples[i].split == "test"])
+    place = list(index).index(test[0])
+    before = rival_scores(copy, "foreground", "clean", labels, test, 3)
+    data = copy.open("labels_clean").load()
+    values = data.foreground.values.copy()
+    values[place, 1] = np.nan
+    chunk = slice(place, place + 1)
+    kept = {str(n): a.values[chunk] for n, a in data.data_vars.items()}
+    copy.write("labels_clean", kept | {"foreground": values[chunk]}, sample=chunk)
+    after = rival_scores(copy, "foreground", "clean", labels, test, 3)
+    for name, scores in after.items():
+        assert np.isnan(scores[2, 0])
+        before[name][2, 0] = np.nan
+        np.testing.assert_array_equal(scores, before[name])
 
 
 def test_summary_compares_probe_and_control_on_the_same_samples(run):

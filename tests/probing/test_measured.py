@@ -334,3 +334,18 @@ def test_masks_stored_as_floats_are_scored_where_every_pixel_is_measured():
     np.testing.assert_allclose(
         expected, [f1_score(m.ravel(), p.ravel()) for m, p in zip(masks, predicted, strict=True)]
     )
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_measured_finds_nan_of_either_sign_and_takes_infinity_as_measured(dtype):
+    maps = np.array([[[-np.inf, np.inf, -0.0, 65504]]], dtype)
+    assert measured(maps) is None
+    assert measured(maps[:0]) is None
+    for nan in (np.nan, -np.nan):
+        known = measured(np.concatenate([maps, np.full((1, 1, 4), nan, dtype)]))
+        assert known is not None
+        assert known.tolist() == [[[True] * 4], [[False] * 4]]
+        strided = np.full((2, 2, 2), nan, dtype)
+        strided[::2] = 1
+        assert measured(strided[::2]) is None
+        assert not measured(strided[1::2]).any()

@@ -117,6 +117,32 @@ def test_draws_of_shuffled_labels_are_ridge_probes_of_permuted_residuals(cell):
     assert result["true"].draws == {}
 
 
+def test_draws_are_of_the_kind_that_is_best_on_validation(cell):
+    """So that the largest score of a permutation is over all kinds, in whichever order."""
+    activations, labels = cell
+    noise = np.random.default_rng(1).standard_normal((30, 8, 8)) + 0.02 * labels.maps["depth"]
+    means = {"depth": noise[labels.train].mean(0)}
+    labels = LabelSet({"depth": noise}, means, labels.train, labels.validation, labels.heldout)
+
+    def draws(*kinds):
+        study = parse_study(
+            {
+                "labels": {"foreground": None, "shading": None},
+                "probes": {"kinds": list(kinds), "penalties": [1.0]},
+                "controls": {"permutations": 6, "permuted_weights": False},
+            }
+        )
+        return probe_activations(activations, labels, study)["shuffled"].draws["depth"]
+
+    one, other = alone = draws("ridge"), draws("plain_ridge")
+    checked = np.isin(labels.heldout, labels.validation)
+    better = one[:, checked].mean(1) > other[:, checked].mean(1)
+    assert 0 < better.sum() < 6
+    expected = np.where(better[:, None], *alone)
+    np.testing.assert_array_equal(draws("ridge", "plain_ridge"), expected)
+    np.testing.assert_array_equal(draws("plain_ridge", "ridge"), expected)
+
+
 def test_labels_that_are_not_asked_for_have_no_probes(cell):
     """An intervention fits only the shuffled labels of the property that it edits."""
     activations, labels = cell

@@ -75,6 +75,38 @@ def test_correlations_of_large_float16_maps_equal_scipy(rng):
         assert found[row] == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_correlations_of_large_maps_equal_scipy_with_and_without_ties(dtype, rng):
+    count = ranks.COUNTING_SORT_PIXELS
+    truth = rng.normal(0, 1, (7, count)).round(3).astype(np.float32)
+    seen = (truth + rng.normal(0, 1, truth.shape)).astype(dtype)
+    seen[1] = rng.permutation(count)
+    # Values of equal and of almost equal size, and a row of which one value is far away.
+    seen[2, 5], seen[3, : count // 2] = seen[2, 9], seen[3, 0]
+    seen[4] = np.nextafter(np.ones(1, dtype), 2) * np.where(truth[4] > 0, 1, 1 + 1e-6)
+    seen[5, 0] = 1e30
+    seen[6, 7] = np.nan
+    found = ranks.RankedMaps(truth).correlation(seen)
+    assert np.isnan(found).tolist() == [False] * 6 + [True]
+    for row in range(6):
+        expected = stats.spearmanr(seen[row], truth[row]).statistic
+        assert found[row] == pytest.approx(expected, abs=1e-12)
+
+
+def test_correlations_with_a_map_that_is_constant_or_not_finite_are_undefined(rng):
+    count = ranks.COUNTING_SORT_PIXELS
+    for dtype in (np.float16, np.float32):
+        truth = rng.normal(0, 1, (3, count)).astype(dtype)
+        truth[0], truth[1, 3] = 1.5, np.nan
+        ranked = ranks.RankedMaps(truth)
+        found = ranked.correlation(rng.random((3, count)))
+        assert np.isnan(found).tolist() == [True, True, False]
+        assert np.isnan(ranked.centred[1]).all()
+        expected = stats.rankdata(truth[2].astype(float)) - (count + 1) / 2
+        np.testing.assert_array_equal(ranked.centred[2], expected.astype(np.float32))
+        assert ranked.deviation[2] == pytest.approx(expected.std(), rel=1e-13)
+
+
 def test_correlations_with_one_map_equal_scipy_for_the_rows_asked_for(rng):
     maps, other = rng.random((6, 200)).round(2), rng.random(200).round(2)
     maps[3] = 0.5

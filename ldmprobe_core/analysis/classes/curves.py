@@ -55,12 +55,11 @@ def target_classes(run: Run) -> tuple[np.ndarray, bool]:
     Returns:
         indices of the classes, (sample,), and whether they come from the prompts.
     """
-    labels = run.open("labels", require_complete=True).load()
-    names = [str(name) for name in labels["class"].values]
+    names = [str(name) for name in run.read("labels", "class")]
     categories = [sample.category for sample in run.samples[: run.n_stored]]
     if all(category in names for category in categories):
         return np.array([names.index(str(category)) for category in categories]), True
-    return labels.class_score.values.argmax(1), False
+    return run.read("labels", "class_score").argmax(1), False
 
 
 def class_curves(run: Run) -> ClassesRecord:

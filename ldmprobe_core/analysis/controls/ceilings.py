@@ -12,7 +12,7 @@ import numpy as np
 from ldmprobe_core.probing.detection import dice_at
 from ldmprobe_core.probing.label_set import LabelSet
 from ldmprobe_core.probing.metrics import mean_of_defined
-from ldmprobe_core.probing.ranks import flatten_maps
+from ldmprobe_core.probing.ranks import flatten_maps, iter_chunks
 from ldmprobe_core.study.properties import property_of
 
 
@@ -64,7 +64,8 @@ def all_foreground_score(masks: np.ndarray) -> float | None:
     Returns:
         the mean over the masks that have measured pixels; None if there are none.
     """
-    shares = mean_of_defined(flatten_maps(masks).astype(np.float64))
+    parts = [mean_of_defined(part.astype(float)) for part in iter_chunks(flatten_maps(masks))]
+    shares = np.concatenate([np.empty(0), *parts])
     return _mean_or_none(2 * shares / (1 + shares))
 
 

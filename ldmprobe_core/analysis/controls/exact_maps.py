@@ -61,7 +61,7 @@ def exact_record(
     # Samples with non-finite activations get undefined predictions, and therefore the score NaN.
     with np.errstate(invalid="ignore"):
         tokens = probe.predict(activations)
-    scores = scorer.scores(tokens, probe.cut if np.isfinite(probe.cut) else None)
+    scores = scorer.scores(tokens, probe.cut)
     cut = None
     if property_of(prop).is_mask:
         tuning = labels.train if len(labels.train) else labels.validation

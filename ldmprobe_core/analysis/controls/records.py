@@ -48,8 +48,8 @@ class ControlRecord(Record):
             permutation p value, corrected for the choice among all cells; for others it is the
             share of the bootstrap's resamples in which the mean difference is not positive.
         partial: partial score of the control in the probe's best cell; None for masks.
-        undefined: number of test samples whose score is undefined in the probe's best cell; means
-            exclude them.
+        undefined: number of test samples whose score is undefined in the probe's best cell, of
+            those that were to have one there; means exclude them.
         samples: number of samples of each split on which the control was computed; None if it was
             computed on all.  With ``capture.keep: statistics`` the probe that it is compared with
             is fitted to all training samples nevertheless.

@@ -11,6 +11,7 @@ blurred images are too small or shifted.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,8 +24,8 @@ from ldmprobe_core.probing.block_scores import block_means
 from ldmprobe_core.probing.detection import best_cut
 from ldmprobe_core.probing.label_set import LabelSet
 from ldmprobe_core.probing.metrics import HeadlineScorer
-from ldmprobe_core.probing.ranks import flatten_maps, iter_chunks
-from ldmprobe_core.storage.run import SOURCES, Run
+from ldmprobe_core.probing.ranks import flatten_maps
+from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.properties import property_of
 
 _MOST_TRAINING_SAMPLES = 64
@@ -34,81 +35,100 @@ It has only three parameters, and needs training samples with step images.
 """
 
 
+PART_BYTES = 16 << 20
+"""Largest number of bytes of a labeler's maps that are read at once.
+
+Memory of this size is used again for the next maps; larger parts are requested from the system each
+time, which clears it first.
+"""
+
+
 def rival_scores(
-    run: Run, prop: str, labels: LabelSet, test: np.ndarray, steps: int
+    run: Run, prop: str, source: str, labels: LabelSet, test: np.ndarray, steps: int
 ) -> dict[str, np.ndarray]:
     """Score a property's labeler on the images decoded at each step, in the main metric.
 
     Args:
         run: finished run.
         prop: name of the property.
+        source: what the images are decoded from, one of `storage.run.SOURCES`.
         labels: label maps and splits of the run.
         test: indices of the test samples, (test sample,).
         steps: number of sampler steps.
 
     Returns:
-        scores (step, test sample) by source of the images (``trajectory``, ``clean``), as they are
-        and recalibrated (``trajectory_recalibrated``); NaN where there are no step images or a
-        labeler gave no maps, or where there are no training samples to recalibrate with.
+        scores (step, test sample) of the maps as they are (by the name of the source) and
+        recalibrated (``trajectory_recalibrated``); NaN where there are no step images or a labeler
+        gave no maps, or where there are no training samples to recalibrate with.
     """
     index, decoded = samples_in(run, STEP_IMAGES), run.read(STEP_IMAGES, "step") - 1
-    scored = np.isin(test, index)
     train = labels.train[np.isin(labels.train, index)][:_MOST_TRAINING_SAMPLES]
+    recalibrations = _fit_recalibrations(run, prop, source, labels, train)
+    scored = np.flatnonzero(np.isin(test, index))
     headline = HeadlineScorer(prop, labels.maps[prop][test[scored]])
-    scores = {}
-    for source in SOURCES:
-        plain, recalibrated = np.full((2, steps, len(test)), np.nan)
-        # Read all steps at once, because a stored chunk holds all steps of one sample.
-        maps, known = (
-            run.read(f"labels_{source}", prop, sample=np.searchsorted(index, members))
-            for members in (test[scored], train)
-        )
+    plain, recalibrated = np.full((2, steps, len(test)), np.nan)
+    for first, maps in _maps_in_parts(run, prop, source, test[scored]):
+        columns = scored[first : first + len(maps)]
         for i, step in enumerate(decoded):
-            plain[step, scored], recalibrated[step, scored] = _scores_at(
-                run, prop, labels, maps[:, i], known[:, i], train, headline
-            )
-        scores[source], scores[source + RECALIBRATED] = plain, recalibrated
-    return scores
+            one = maps[:, i]
+            # A study without a labeler for the property reads exact maps from files.  Such maps
+            # exist for final images only, so the maps of step images are all NaN.
+            given = _have_values(one)
+            if not given.any():
+                continue
+            if not given.all():
+                # Any values will do, because their scores are left out.
+                one = np.where(given[:, None, None], one, 0)
+            found = headline.score(as_label(run.study, prop, one), first)
+            plain[step, columns] = np.where(given, found, np.nan)
+            if (recalibration := recalibrations[i]) is not None:
+                found = headline.score(recalibration.apply(one), first)
+                recalibrated[step, columns] = np.where(given, found, np.nan)
+    return {source: plain, source + RECALIBRATED: recalibrated}
 
 
-def _scores_at(
-    run: Run,
-    prop: str,
-    labels: LabelSet,
-    maps: np.ndarray,
-    known: np.ndarray,
-    train: np.ndarray,
-    headline: HeadlineScorer,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Score a labeler's maps of the images of one step, before and after linear recalibration.
+def _have_values(maps: np.ndarray) -> np.ndarray:
+    """Mark the maps (n, y, x) with values other than NaN, (n,) bool."""
+    given = ~np.isnan(maps[:, 0, 0])
+    given[~given] = ~np.isnan(maps[~given]).all((1, 2))
+    return given
+
+
+def _maps_in_parts(
+    run: Run, prop: str, source: str, samples: np.ndarray
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield a labeler's maps of step images in parts of consecutive samples.
+
+    All steps are read at once, because a stored chunk holds all steps of one sample.
 
     Args:
-        run: finished run.
-        prop: name of the property.
-        labels: label maps of the run.
-        maps: the labeler's maps of test samples, (n, y, x).
-        known: its maps of training samples, (train, y, x).
-        train: indices of these training samples, (train,).
-        headline: scorer of the property on the same test samples.
+        samples: indices of samples that have step images, ascending, (n,).
 
-    Returns:
-        scores of the maps before and after recalibration, (n,) each; NaN if undefined.
+    Yields:
+        place of the part's first sample in `samples`, and maps (part, step, y, x).
     """
-    plain, recalibrated = np.full((2, len(maps)), np.nan)
-    # A study without a labeler for the property reads exact maps from files.  Such maps exist for
-    # final images only, so the maps of step images are all NaN.
-    if np.isnan(maps[:, 0, 0]).all() and np.isnan(maps).all():
-        return plain, recalibrated
-    recalibration = Recalibration.fit(known, labels, prop, train) if len(train) else None
-    start = 0
-    # Recalibrated maps are float64, so a few at a time are in memory.
-    for flat in iter_chunks(flatten_maps(maps)):
-        rows, part = slice(start, start + len(flat)), flat.reshape(-1, *maps.shape[1:])
-        plain[rows] = headline.score(as_label(run.study, prop, part), start)
-        if recalibration is not None:
-            recalibrated[rows] = headline.score(recalibration.apply(part), start)
-        start += len(flat)
-    return plain, recalibrated
+    rows = np.searchsorted(samples_in(run, STEP_IMAGES), samples)
+    stored = run.open(f"labels_{source}")[prop]
+    at_once = max(1, PART_BYTES * len(stored) // max(1, stored.nbytes))
+    for first in range(0, len(rows), at_once):
+        yield first, run.read(f"labels_{source}", prop, sample=rows[first : first + at_once])
+
+
+def _fit_recalibrations(
+    run: Run, prop: str, source: str, labels: LabelSet, train: np.ndarray
+) -> list[Recalibration | None]:
+    """Fit one recalibration for each decoded step; None for a step without maps to fit to."""
+    steps = len(run.read(STEP_IMAGES, "step"))
+    size = labels.means[prop].shape
+    grid = control_grid((size[0], size[1]))
+    blocks = np.empty((steps, len(train), *grid))
+    for first, maps in _maps_in_parts(run, prop, source, train):
+        means = block_means(maps.reshape(-1, *size), grid)
+        blocks[:, first : first + len(maps)] = means.reshape(len(maps), steps, *grid).swapaxes(0, 1)
+    return [
+        Recalibration.fit(of_step, labels, prop, train) if np.isfinite(of_step).any() else None
+        for of_step in blocks
+    ]
 
 
 @dataclass(frozen=True)
@@ -135,10 +155,9 @@ class Recalibration:
     ) -> Recalibration:
         """Fit a recalibration to the labels of training samples, by least squares.
 
-        The fit uses block means on a grid of at most 16 x 16, because it has only three parameters.
-
         Args:
-            known: the labeler's maps of the images of training samples, (train, y, x).
+            known: block means of the labeler's maps of the images of training samples, on any grid,
+                (train, y, x).  A coarse grid suffices for three parameters.
             labels: label maps of the run.
             prop: name of the property.
             train: indices of these training samples, (train,).
@@ -146,9 +165,8 @@ class Recalibration:
         Returns:
             the recalibration; for a mask with the cut of the best Dice on the training samples.
         """
-        grid = control_grid((known.shape[1], known.shape[2]))
-        truth = flatten_maps(labels.tokens(prop, grid)[train])
-        blocks = flatten_maps(block_means(known, grid))
+        grid = known.shape[1], known.shape[2]
+        truth, blocks = flatten_maps(labels.tokens(prop, grid)[train]), flatten_maps(known)
         mean_blocks = np.broadcast_to(labels.mean_tokens(prop, grid).ravel(), blocks.shape)
         design = np.stack([blocks, mean_blocks, np.ones_like(blocks)], axis=-1)
         usable = np.isfinite(truth) & np.isfinite(blocks)

@@ -32,8 +32,9 @@ def same_prompt_scores(
     """Score predictions against the labels of other images of the same prompt.
 
     Args:
-        predicted: predictions of samples, (n, *grid); for a mask, values on any scale.
-        cut: value above which the prediction of a mask counts as foreground; None for other
+        predicted: predictions of samples, (n, *grid); for a mask, values on any scale.  A sample
+            with a value that is not finite gets NaN.
+        cut: value above which the prediction of a mask counts as foreground; not used for other
             properties.
         labels: label maps.
         prop: name of the property.
@@ -47,6 +48,7 @@ def same_prompt_scores(
     names, counts = np.unique(prompts, return_counts=True)
     if (counts > 1).sum() < MINIMUM_CLUSTERS:
         return None
+    usable, predicted = np.isfinite(predicted).all((1, 2)), np.nan_to_num(predicted)
     scores = []
     for shift in range(1, min(int(counts.max()), MOST_PARTNERS + 1)):
         partner = np.arange(len(members))
@@ -61,8 +63,8 @@ def same_prompt_scores(
             labels.full(prop),
             members[partner],
         )
-        alone = partner == np.arange(len(members))
-        scores.append(np.where(alone, np.nan, scorer.scores(predicted, cut)))
+        scored = usable & (partner != np.arange(len(members)))
+        scores.append(np.where(scored, scorer.scores(predicted, cut), np.nan))
     return mean_of_defined(np.stack(scores), axis=0)
 
 
@@ -86,9 +88,8 @@ def read_same_prompt_scores(
     stored = run.open(f"probes/{layer}").sel(kind=kind, property=prop, step=step).load()
     probe = LinearProbe.from_dataset(stored)
     tokens = run.read(f"activations/{layer}", "activation", step=step - 1, sample=test)
-    usable = np.isfinite(tokens).all((1, 2, 3))
-    tokens[~usable] = 0
-    cut = None if np.isnan(probe.cut) else probe.cut
+    # Samples with non-finite activations get undefined predictions, and therefore the score NaN.
+    with np.errstate(invalid="ignore"):
+        predicted = probe.predict(tokens)
     prompts = np.array([run.samples[i].group for i in test])
-    scores = same_prompt_scores(probe.predict(tokens), cut, labels, prop, test, prompts)
-    return None if scores is None else np.where(usable, scores, np.nan)
+    return same_prompt_scores(predicted, probe.cut, labels, prop, test, prompts)

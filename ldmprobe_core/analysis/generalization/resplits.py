@@ -206,7 +206,11 @@ class ResplitScorer:
         tokens, counts = labels.tokens(prop, grid), labels.token_weights(prop, grid)
         for held in self.resplits.holds(self.resplits.train):
             members = self.resplits.samples[held]
-            mean = block_means(mean_map(labels.maps[prop][members])[None], grid)
+            if counts is None:
+                mean = tokens[members].mean(0, keepdims=True)
+            else:
+                # Images differ in what was measured, so pixels are averaged before blocks.
+                mean = block_means(mean_map(labels.maps[prop][members])[None], grid)
             if property_of(prop).is_mask:
                 weights = None if counts is None else flatten_maps(counts[members])
                 mean -= best_cut(flatten_maps(mean), flatten_maps(tokens[members]), weights)

@@ -28,12 +28,12 @@ from ldmprobe_core.analysis.records import PropertyRecord, Summary, load_summary
 from ldmprobe_core.analysis.report.text import (
     metric_title,
     number,
-    short_layer,
     step,
 )
 from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.storage.filesystem import Location
 from ldmprobe_core.storage.run import Run
+from ldmprobe_core.study.layers import short_layer
 
 
 @dataclass

@@ -9,7 +9,7 @@ from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
 from ldmprobe_core.analysis.report.style import SCORE_COLORMAP
-from ldmprobe_core.analysis.report.text import short_layer
+from ldmprobe_core.study.layers import short_layer
 
 _CELL = 10
 """Width and height of one square of the heatmap in the units of the figure."""

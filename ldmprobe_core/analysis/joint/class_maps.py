@@ -19,6 +19,7 @@ from ldmprobe_core.analysis.controls.records import ClassMapExact, ClassMapRecor
 from ldmprobe_core.analysis.joint.probes import JointProbes
 from ldmprobe_core.probing.block_scores import block_means
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap, Interval
+from ldmprobe_core.probing.inference.selection import enough_defined
 from ldmprobe_core.probing.label_set import LabelSet
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.extensions.joint import joint_properties
@@ -84,6 +85,17 @@ def mean_iou(means: np.ndarray) -> np.ndarray:
     return np.asarray(np.where(occurs, of_classes, 0).sum(-1) / np.where(n > 0, n, np.nan))
 
 
+def best_overlap(cells: list[np.ndarray]) -> int:
+    """Find the index of the cell with the best mean IoU, of those defined in enough images.
+
+    Args:
+        cells: overlaps of the validation samples in each cell, (2, class, validation sample).
+    """
+    counts = np.array([np.isfinite(one).all((0, 1)).sum() for one in cells])
+    scores = np.array([_mean_iou_of(one) for one in cells])
+    return int(np.where(enough_defined(counts), scores, -np.inf).argmax())
+
+
 def class_map_records(
     run: Run, labels: LabelSet, is_test: np.ndarray, bootstrap: Bootstrap
 ) -> dict[str, ClassMapRecord]:
@@ -110,13 +122,13 @@ class _Input:
     Attributes:
         step: step of the cell, from 1.
         steps: overlaps of the test samples at every step, (step, 2, class, test sample).
-        validation: mean IoU of the cell on validation samples.
+        validation: overlaps of the validation samples in the cell, (2, class, validation sample).
         exact: overlaps of the cell with ground-truth maps; None without ground-truth maps.
     """
 
     step: int
     steps: np.ndarray
-    validation: float
+    validation: np.ndarray
     exact: np.ndarray | None
 
     @property
@@ -129,19 +141,19 @@ def _predicted(
     probes: JointProbes, layer: str, truth: np.ndarray, exact: np.ndarray | None
 ) -> _Input:
     """Predict classes from one probe input at every step, and choose the best step."""
-    is_test, best_tokens = probes.is_test, None
-    steps: list[np.ndarray] = []
-    validation: list[float] = []
+    is_test = probes.is_test
+    overlaps, on_exact = [], []
     for tokens in probes.tokens(layer):
-        overlaps = overlap(tokens, truth)
-        steps.append(overlaps[..., is_test])
-        score = _mean_iou_of(overlaps[..., ~is_test])
-        if not validation or score > max(validation):
-            best_tokens = tokens[is_test]
-        validation.append(score)
-    best = int(np.argmax(validation))
-    on_exact = None if exact is None or best_tokens is None else overlap(best_tokens, exact)
-    return _Input(best + 1, np.stack(steps), validation[best], on_exact)
+        overlaps.append(overlap(tokens, truth))
+        if exact is not None:
+            on_exact.append(overlap(tokens[is_test], exact))
+    best = best_overlap([of_step[..., ~is_test] for of_step in overlaps])
+    return _Input(
+        step=best + 1,
+        steps=np.stack([of_step[..., is_test] for of_step in overlaps]),
+        validation=overlaps[best][..., ~is_test],
+        exact=on_exact[best] if on_exact else None,
+    )
 
 
 def _mean_iou_of(overlaps: np.ndarray) -> float:
@@ -158,7 +170,7 @@ def _class_map_record(probes: JointProbes, bootstrap: Bootstrap) -> ClassMapReco
     run, is_test = probes.run, probes.is_test
     truth, exact = probes.truth(probes.labels.heldout).astype(np.float64), probes.exact_maps()
     cells = {name: _predicted(probes, name, truth, exact) for name in run.probe_inputs}
-    layer = max(run.layers, key=lambda name: cells[name].validation)
+    layer = run.layers[best_overlap([cells[name].validation for name in run.layers])]
     best, inputs = cells[layer], [name for name in cells if name not in run.layers]
     # The position baseline predicts the most frequent class of the training samples at each pixel.
     mean = probes.mean_map()

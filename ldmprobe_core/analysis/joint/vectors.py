@@ -16,6 +16,7 @@ from ldmprobe_core.analysis.controls.records import VectorExact, VectorRecord, V
 from ldmprobe_core.analysis.joint.probes import JointProbes, upsample_tokens
 from ldmprobe_core.probing.block_scores import block_means
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap
+from ldmprobe_core.probing.inference.selection import ranked_means
 from ldmprobe_core.probing.label_set import LabelSet
 from ldmprobe_core.probing.metrics import mean_of_defined
 from ldmprobe_core.storage.run import Run
@@ -116,8 +117,7 @@ class _Vector:
         """Predict vectors from one probe input at every step, and choose the best step."""
         tokens = list(self.probes.tokens(layer))
         cosine = np.stack([mean_cosine(of_step, self.truth) for of_step in tokens])
-        means = mean_of_defined(cosine[:, ~self.probes.is_test], axis=1, otherwise=-np.inf)
-        best = int(np.argmax(means))
+        best = int(ranked_means(cosine[:, ~self.probes.is_test]).argmax())
         angle = mean_angle(upsample_tokens(tokens[best], self.truth.shape[1:3]), self.truth)
         return _Input(best + 1, cosine, angle, tokens[best])
 
@@ -126,10 +126,6 @@ def _vector_record(vector: _Vector, bootstrap: Bootstrap) -> VectorRecord:
     """Build a vector property's record: test scores of its best layer and step, and of controls."""
     run, is_test = vector.probes.run, vector.probes.is_test
     cells = {name: vector.predicted(name) for name in run.probe_inputs}
-
-    def on_validation(name: str) -> float:
-        scores = cells[name].cosine[cells[name].step - 1, ~is_test]
-        return float(mean_of_defined(scores, otherwise=-np.inf))
 
     def score(name: str) -> VectorScore:
         cell = cells[name]
@@ -140,7 +136,8 @@ def _vector_record(vector: _Vector, bootstrap: Bootstrap) -> VectorRecord:
             degrees=bootstrap.interval(cell.angle[is_test]),
         )
 
-    layer = max(run.layers, key=on_validation)
+    validation = [cells[name].cosine[cells[name].step - 1, ~is_test] for name in run.layers]
+    layer = run.layers[int(ranked_means(np.stack(validation)).argmax())]
     angle, truth = cells[layer].angle[is_test], vector.truth[is_test]
     mean = np.broadcast_to(vector.probes.mean_map(), truth.shape)
     position = mean_angle(mean, truth)

@@ -9,7 +9,7 @@ import numpy as np
 
 from ldmprobe_core.analysis.controls.ceilings import block_ceilings
 from ldmprobe_core.analysis.controls.prompt_control import prompt_scores
-from ldmprobe_core.analysis.controls.rivals import rival_scores
+from ldmprobe_core.analysis.controls.rivals import PART_BYTES
 from ldmprobe_core.analysis.controls.same_prompt import read_same_prompt_scores
 from ldmprobe_core.analysis.controls.training_size import (
     CorrectedDifference,
@@ -27,13 +27,6 @@ from ldmprobe_core.probing.neighbourhood import probe_features
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.properties import property_of
 
-PART_BYTES = 16 << 20
-"""Largest number of bytes of the float64 maps that `position_scores` scores at once.
-
-Memory of this size is used again for the next maps; larger parts are requested from the system each
-time.
-"""
-
 
 @dataclass(frozen=True)
 class PropertyPart:
@@ -41,7 +34,6 @@ class PropertyPart:
 
     Attributes:
         position: scores of the position baseline, (metric, test sample).
-        rivals: result of `controls.rivals.rival_scores`.
         without_cells: scores of the controls that have no layer and step, (metric, test sample) by
             name.
         ceilings: result of `controls.ceilings.block_ceilings`.
@@ -50,7 +42,6 @@ class PropertyPart:
     """
 
     position: np.ndarray
-    rivals: dict[str, np.ndarray]
     without_cells: dict[str, np.ndarray]
     ceilings: dict[str, float | None]
     corrected: dict[str, CorrectedDifference]
@@ -72,7 +63,6 @@ class PropertyPart:
         shapes = [run.open(f"activations/{layer}").sizes for layer in run.layers]
         return cls(
             position_scores(prop, labels, test),
-            rival_scores(run, prop, labels, test, scores.scores.shape[3]),
             _scores_without_cells(run, scores, labels, is_test),
             block_ceilings(labels, prop, [(sizes["y"], sizes["x"]) for sizes in shapes], test),
             _corrected_differences(run, scores, labels, is_test),
@@ -82,7 +72,6 @@ class PropertyPart:
     def to_message(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Return the part as a record for JSON, and arrays by name."""
         arrays = {"position": self.position}
-        arrays |= {f"rivals/{name}": one for name, one in self.rivals.items()}
         arrays |= {f"without_cells/{name}": one for name, one in self.without_cells.items()}
         arrays |= {f"corrected/{name}": one.values for name, one in self.corrected.items()}
         errors = {name: one.error for name, one in self.corrected.items()}
@@ -101,7 +90,7 @@ class PropertyPart:
             for name, values in of("corrected").items()
         }
         return cls(
-            arrays["position"], of("rivals"), of("without_cells"), record["ceilings"], corrected,
+            arrays["position"], of("without_cells"), record["ceilings"], corrected,
             record["missing"],
         )  # fmt: skip
 

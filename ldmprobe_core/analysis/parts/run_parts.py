@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from ldmprobe_core.analysis.controls.rivals import rival_scores
 from ldmprobe_core.analysis.generalization.build import CurveCell, layer_analyses
 from ldmprobe_core.analysis.generalization.records import AnalysesRecord
 from ldmprobe_core.analysis.generalization.resplits import RunResplits
@@ -92,16 +93,20 @@ class RunParts:
         """Compute one part.
 
         Args:
-            job: its ``kind``, the ``name`` of a layer or property and, for analyses, ``cells``, the
-                fields of `CurveCell` of each property.
+            job: its ``kind``, and the ``name`` of a layer or property; for rivals also the
+                ``source`` of the images, and for analyses ``cells``, the fields of `CurveCell` of
+                each property.
 
         Returns:
-            for ``resplits`` the result of `RunResplits.scores`, for ``property`` a `PropertyPart`,
-            for ``analyses`` records by property.
+            for ``resplits`` the result of `RunResplits.scores`, for ``rivals`` that of
+            `rival_scores`, for ``property`` a `PropertyPart`, for ``analyses`` records by property.
         """
         name = job["name"]
         if job["kind"] == "resplits":
             return self.resplits.scores(name)
+        if job["kind"] == "rivals":
+            test, steps = self._labels.heldout[self._is_test], self.scores[name].scores.shape[3]
+            return rival_scores(self._run, name, job["source"], self._labels, test, steps)
         if job["kind"] == "property":
             return PropertyPart.compute(self._run, self.scores[name], self._labels, self._is_test)
         cells = [CurveCell(**cell) for cell in job["cells"]]
@@ -117,6 +122,8 @@ def part_to_message(job: dict[str, Any], part: Any) -> Message:
             for prop, both in part.items()
             for name, one in zip(("test", "validation"), both, strict=True)
         }
+    if job["kind"] == "rivals":
+        return {}, part
     if job["kind"] == "property":
         return PropertyPart.to_message(part)
     return {
@@ -130,6 +137,8 @@ def part_of_message(job: dict[str, Any], message: Message) -> Any:
     if job["kind"] == "resplits":
         props = [name.removeprefix("test/") for name in arrays if name.startswith("test/")]
         return {prop: (arrays[f"test/{prop}"], arrays[f"validation/{prop}"]) for prop in props}
+    if job["kind"] == "rivals":
+        return arrays
     if job["kind"] == "property":
         return PropertyPart.from_message(record, arrays)
     return {prop: AnalysesRecord.model_validate(one) for prop, one in record.items()}

@@ -53,7 +53,6 @@ from ldmprobe_core.analysis.report.text import (
     lead,
     number,
     recognition_sentence,
-    short_layer,
     spread_sentence,
     step,
     warning_lines,
@@ -66,6 +65,7 @@ from ldmprobe_core.pipeline.groups import STEP_IMAGES, samples_in
 from ldmprobe_core.probing.inference.bootstrap import MINIMUM_CLUSTERS
 from ldmprobe_core.storage.lease import hold_lease
 from ldmprobe_core.storage.run import Run
+from ldmprobe_core.study.layers import short_layer
 from ldmprobe_core.study.probe_kinds import PROBE_KINDS
 from ldmprobe_core.study.schema import Study
 

@@ -28,12 +28,12 @@ from ldmprobe_core.analysis.report.style import (
     PROBE_LINE,
     SCORE_COLORMAP,
 )
-from ldmprobe_core.analysis.report.text import metric_title, short_layer
+from ldmprobe_core.analysis.report.text import metric_title
 from ldmprobe_core.analysis.run_analysis import RunAnalysis
 from ldmprobe_core.analysis.stored_probes import SampleMaps
 from ldmprobe_core.pipeline.groups import STEP_IMAGES, samples_in
 from ldmprobe_core.storage.run import SOURCES, Run
-from ldmprobe_core.study.layers import LATENTS
+from ldmprobe_core.study.layers import LATENTS, short_layer
 from ldmprobe_core.study.properties import property_of
 
 _NOT_MEASURED = "0.6"
@@ -196,15 +196,34 @@ def curves_caption(prop: str, curves: Curves, metric: str) -> str:
         # Skip a labeler that does not exist or has undefined scores.
         if not np.isfinite(labeler - probe).all():
             continue
-        first = int((labeler > probe).argmax())
-        if not (labeler > probe).any():
-            text += f" On the {title}, the labeler's mean never passes the probes'."
-        elif (labeler > probe)[first:].all():
-            passes = f"passes the probes' at step {steps[first]}"
-            if not first:
-                passes = f"is above the probes' from step {steps[0]} on"
+        if passes := _passes(labeler > probe, steps, len(curves.probe)):
             text += f" On the {title}, the labeler's mean {passes}."
     return text
+
+
+def _passes(above: np.ndarray, steps: np.ndarray, total: int) -> str:
+    """Say when a labeler's curve passes the probes' curve; empty if it does so more than once.
+
+    Between two steps with images the labeler's curve is not known, so neither is the step.
+
+    Args:
+        above: whether it is above at each step with images, (step,) bool.
+        steps: numbers of these steps, ascending.
+        total: number of all steps.
+    """
+    first = int(above.argmax())
+    if not above.any():
+        some = "" if len(steps) == total else " at a step with images"
+        return f"never passes the probes'{some}"
+    if not above[first:].all():
+        return ""
+    if not first:
+        known = "" if steps[0] == 1 else ", the first with images"
+        return f"is above the probes' from step {steps[0]} on{known}"
+    before, at = steps[first - 1], steps[first]
+    if at == before + 1:
+        return f"passes the probes' at step {at}"
+    return f"passes the probes' after step {before}, at step {at} at the latest"
 
 
 def curves_figure(prop: str, analysis: RunAnalysis) -> Figure:

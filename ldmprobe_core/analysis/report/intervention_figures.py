@@ -46,6 +46,9 @@ _ROWS = 4
 _LEAST_RANGE = 0.05
 """Least effect that has the strongest colour of a causal map."""
 
+_FRAME = 0.9
+"""Width and height of the frame in a cell of a causal map, in cells."""
+
 
 def before_and_after(run: Run, name: str) -> Figure:
     """Draw one edited sample per row: unedited image, target map, edited image, and null edits.
@@ -138,8 +141,9 @@ def causal_map(summary: InterventionSummary) -> Figure:
         title += "\n(a use lowers it)"
     _grid(figure, right, effect, title, limits)
     for row, column in frames:
-        corner = column - 0.5, row - 0.5
-        right.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=INK, linewidth=1.5))
+        # Full frames would share lines, and seem to be around the cells between them too.
+        corner, side = (column - _FRAME / 2, row - _FRAME / 2), _FRAME
+        right.add_patch(Rectangle(corner, side, side, fill=False, edgecolor=INK, linewidth=1.5))
     names = [site_layer(next(s for s in sites if s.layers[0] == name)) for name in layers]
     left.set_yticks(range(len(layers)), names, fontsize=8)
     for panel in (left, right):

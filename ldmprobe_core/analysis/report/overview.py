@@ -27,12 +27,12 @@ from ldmprobe_core.analysis.report.text import (
     metric_title,
     number,
     property_title,
-    short_layer,
     undefined_clause,
 )
 from ldmprobe_core.analysis.run_analysis import RunAnalysis
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap
 from ldmprobe_core.probing.inference.emergence import Lead
+from ldmprobe_core.study.layers import short_layer
 
 
 def overview_sentences(summary: Summary) -> list[str]:
@@ -89,7 +89,7 @@ def _recalibrated(plain: Lead, recalibrated: Lead) -> str:
 def _later(value: Lead) -> str:
     """Say how many steps after the probes a labeler reaches their onset, or that this is open.
 
-    If the interval holds 0, the order of the two is open, so the text names neither as the first.
+    If the interval includes 0, the order of the two is open, so the text names neither as first.
     """
     low, high = value.low, value.high
     if low is None or high is None:

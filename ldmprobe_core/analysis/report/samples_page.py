@@ -22,11 +22,12 @@ from matplotlib.colors import Normalize
 from PIL import Image
 
 from ldmprobe_core.analysis.records import Summary
-from ldmprobe_core.analysis.report.text import metric_title, short_layer
+from ldmprobe_core.analysis.report.text import metric_title
 from ldmprobe_core.analysis.stored_probes import SampleMaps
 from ldmprobe_core.pipeline.groups import STEP_IMAGES, samples_in
 from ldmprobe_core.probing.block_scores import block_means
 from ldmprobe_core.storage.run import Run
+from ldmprobe_core.study.layers import short_layer
 from ldmprobe_core.study.properties import property_of
 
 TILE = 64

@@ -16,6 +16,7 @@ from ldmprobe_core.analysis.records import (
 )
 from ldmprobe_core.probing.inference.bootstrap import MINIMUM_CLUSTERS, Interval
 from ldmprobe_core.probing.inference.emergence import Crossing, Lead
+from ldmprobe_core.study.layers import short_layer
 from ldmprobe_core.study.properties import PROPERTIES, property_of
 
 _METRIC_TITLES = {
@@ -28,11 +29,6 @@ _METRIC_TITLES = {
 def metric_title(name: str) -> str:
     """Return a metric's title for sentences and axes."""
     return _METRIC_TITLES.get(name, name)
-
-
-def short_layer(layer: str) -> str:
-    """Shorten a layer's name for display, by removing the part that all attention layers share."""
-    return layer.replace(".transformer_blocks.0", "")
 
 
 def number(interval: Interval | None) -> str:
@@ -189,8 +185,13 @@ def warning_lines(summary: Summary) -> list[str]:
 def _fewer_images(leads: LeadsRecord) -> list[str]:
     """List the leads of fewer images than have step images, as scores are undefined in others."""
     rivals = leads.decoded, leads.clean, leads.decoded_recalibrated, leads.clean_recalibrated
-    # A labeler that was not recalibrated has no lead, of no images.
-    least = min((one.samples for one in rivals if one.samples), default=leads.samples)
+    # A lead over a labeler that was not recalibrated, or of too few images, does not exist.
+    counts = [
+        one.samples
+        for one in rivals
+        if one.samples and (one.onset.steps is not None or one.settled.steps is not None)
+    ]
+    least = min(counts, default=leads.samples)
     if least == leads.samples:
         return []
     return [
@@ -230,8 +231,10 @@ def recognition_sentence(classes: ClassesRecord) -> str:
 
     It begins in lower case.  The mean steps are of the images in which the class leads at the last
     step, which need not be the same ones in the decoded latents and in the predicted clean image.
+    Where only some steps have images, they are of these, which the sentence names.
     """
     decoded, clean = classes.recognition_step["trajectory"], classes.recognition_step["clean"]
+    among = _among_steps(classes)
     target = "prompt's class" if classes.by_prompt else "final image's top class"
     text = (
         f"the {target} leads in the decoded latents of the last step in "
@@ -239,16 +242,28 @@ def recognition_sentence(classes: ClassesRecord) -> str:
         "whose steps were decoded"
     )
     if decoded.mean is not None:
-        text += f", on average from step {number(decoded)} on"
+        text += f", on average from step {number(decoded)} on{among}"
     if classes.recognized_clean is None:
         if clean.mean is None:
             return f"{text}."
         return (
-            f"{text}; in the predicted clean image, on average from step {number(clean)} on in the "
-            "images in which it leads at the last step there."
+            f"{text}; in the predicted clean image, on average from step {number(clean)} on{among} "
+            "in the images in which it leads at the last step there."
         )
     text += f"; in the predicted clean image of that step in {classes.recognized_clean * 100:.1f}%"
-    return text + ("." if clean.mean is None else f", on average from step {number(clean)} on.")
+    if clean.mean is not None:
+        text += f", on average from step {number(clean)} on{among}"
+    return f"{text}."
+
+
+def _among_steps(classes: ClassesRecord) -> str:
+    """Return the clause that names the steps with images; empty if all steps have images.
+
+    The class may lead from a step on that has no image, before the first at which it is seen.
+    """
+    shares = classes.agreement.get("trajectory", [])
+    known = [str(number) for number, share in enumerate(shares, start=1) if share is not None]
+    return "" if len(known) == len(shares) else f" (of the steps with images: {', '.join(known)})"
 
 
 def _onset_sentence(result: PropertyRecord) -> str:
@@ -282,7 +297,7 @@ def _onset_sentence(result: PropertyRecord) -> str:
 
 
 def spread_sentence(summary: Summary, keep: str) -> str:
-    """Say what variation the intervals of onset and settled steps hold.
+    """Say what variation the intervals of onset and settled steps include.
 
     Args:
         summary: summary of a run.
@@ -291,14 +306,14 @@ def spread_sentence(summary: Summary, keep: str) -> str:
     counts = [sum(result.layer.resplits.values()) for result in summary.properties.values()]
     if total := max(counts, default=0):
         return (
-            f"Intervals hold the spread between test samples and {total} other divisions of the "
-            "remaining samples into training and validation, each with ridge probes of the layer "
-            "that it chooses among those within one standard error of the best."
+            f"Intervals include the spread between test samples and {total} other divisions of "
+            "the remaining samples into training and validation, each with ridge probes of the "
+            "layer that it chooses among those within one standard error of the best."
         )
     reason = "the training samples are of a single prompt, which cannot be divided"
     if keep == "statistics":
         reason = "the activations of training samples are not stored to divide them again"
-    return f"Intervals hold the spread between test samples only, because {reason}."
+    return f"Intervals include the spread between test samples only, because {reason}."
 
 
 def _undefined_reason(curve: CurveRecord, whose: str = "") -> str:

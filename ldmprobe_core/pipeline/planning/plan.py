@@ -28,6 +28,7 @@ from ldmprobe_core.models.sources.lookup import source_of
 from ldmprobe_core.models.timesteps import timesteps
 from ldmprobe_core.pipeline.planning.control_notes import permutation_notes
 from ldmprobe_core.pipeline.planning.declaration_checks import check_declarations
+from ldmprobe_core.pipeline.planning.default_notes import default_notes
 from ldmprobe_core.pipeline.planning.memory import WorkerMemory
 from ldmprobe_core.pipeline.planning.prompt_checks import (
     check_samples,
@@ -122,8 +123,7 @@ class StudyPlan:
         """Summarise the plan in a few lines: samples, layers, sizes, notes and missing files."""
         stored = f", {self.n_stored} of them stored" if self.n_stored < self.count else ""
         lines = [
-            f"{self.study.name}: {self.count} samples{stored}, {len(self.steps)} steps, "
-            f"{len(self.layers)} layers, {self.cells} cells",
+            f"{self.study.name}: {counted(self.count, 'sample')}{stored}, {self.extent}",
             *(f"  {name}: {s.y} x {s.x} x {s.channels}" for name, s in self.shapes.items()),
             f"{self.bytes / 1e9:.2f} GB before compression; a worker needs about "
             f"{sum(self.memory.values()) / 1e9:.2f} GB of memory",
@@ -143,6 +143,12 @@ class StudyPlan:
         return sum(self.bytes_of.values())
 
     @property
+    def extent(self) -> str:
+        """Numbers of steps, layers and cells, such as ``8 steps, 1 layer, 8 cells``."""
+        numbers = {"step": len(self.steps), "layer": len(self.layers), "cell": self.cells}
+        return ", ".join(counted(number, noun) for noun, number in numbers.items())
+
+    @property
     def cells(self) -> int:
         """Number of pairs of a step and a captured layer."""
         return len(self.steps) * len(self.layers)
@@ -160,6 +166,11 @@ class StudyPlan:
         """
         if self.missing:
             raise UserError(self.missing[0])
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, such as ``1 step`` or ``2 batches``."""
+    return f"{number} {noun}{('es' if noun.endswith('ch') else 's') * (number != 1)}"
 
 
 _in_use: ContextVar[StudyPlan | None] = ContextVar("ldmprobe_plan", default=None)
@@ -191,7 +202,7 @@ def plan_study(study: Study) -> StudyPlan:
     architecture = source.architecture
     gaps.attempt(source.require_weights)
     source.check()
-    notes = [*check_settings(architecture, study), *permutation_notes(study)]
+    notes = [*default_notes(study), *check_settings(architecture, study), *permutation_notes(study)]
     denoiser, vae = source.networks()
     shapes = _captured_shapes(study, source, denoiser, vae)
     steps = timesteps(architecture, study)

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel
-from scipy.special import ndtr, stdtrit
+from scipy.special import ndtr, ndtri, stdtrit
 
 from ldmprobe_core.study.probe_sections import BootstrapSettings
 from ldmprobe_core.study.samples import Sample
@@ -113,9 +113,10 @@ class Bootstrap:
         return _count(self.clusterings[1]) if len(self.clusterings) > 1 else None
 
     @property
-    def has_intervals(self) -> bool:
-        """Flag that is True if there are enough prompts for intervals."""
-        return self.groups >= MINIMUM_CLUSTERS
+    def accompanied(self) -> np.ndarray:
+        """Flags of the samples whose prompt has other samples too, (sample,) bool."""
+        member = self.clusterings[0]
+        return np.asarray(np.bincount(member)[member] > 1)
 
     def interval(self, values: np.ndarray, error: float = 0.0) -> Interval:
         """Compute the mean of scores (sample,) and its percentile interval.
@@ -244,9 +245,30 @@ def expanded_tails(level: float, clusters: int) -> tuple[float, float]:
     Returns:
         lower and upper quantile, 0..1; for many clusters (1 - level) / 2 and (1 + level) / 2.
     """
-    ratio = np.sqrt(clusters / (clusters - 1))
-    tail = float(ndtr(ratio * stdtrit(clusters - 1, (1 - level) / 2)))
+    tail = float(ndtr(_expanded_deviate(level, clusters)))
     return tail, 1 - tail
+
+
+def expanded_spread(level: float, clusters: int) -> float:
+    """Compute the factor of a normal interval's width that corrects it for few clusters.
+
+    It is the correction of `expanded_tails` for intervals that are multiples of a standard
+    deviation of resampled means.
+
+    Args:
+        level: confidence level, such as 0.95.
+        clusters: number of clusters, at least 2.
+
+    Returns:
+        at least 1; 1 for many clusters.
+    """
+    return float(_expanded_deviate(level, clusters) / ndtri((1 - level) / 2))
+
+
+def _expanded_deviate(level: float, clusters: int) -> float:
+    """Compute an interval's lower end in standard deviations of the resampled means."""
+    ratio = np.sqrt(clusters / (clusters - 1))
+    return float(ratio * stdtrit(clusters - 1, (1 - level) / 2))
 
 
 def resampled_means(values: np.ndarray, counts: np.ndarray) -> np.ndarray:

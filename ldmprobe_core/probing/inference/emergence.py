@@ -18,7 +18,8 @@ be distinguished from zero for that end to be too early, so a pointwise band kee
 Its lower end is the first step from which the upper band stays at or above zero.  Any later step
 may be mistaken for one below the bar, so this band holds for all steps at once (the maximum of
 studentised deviations over the steps).  Percentiles of resampled steps would cover the true step
-too rarely if a curve runs along its bar.
+too rarely if a curve runs along its bar.  Bands of few clusters are widened by the factor that
+intervals of scores have.
 
 Another division of the images into training and validation would have given another curve.  Where
 curves of *re-splits* are known, each resample of the test samples is shifted by the mean deviation
@@ -32,7 +33,12 @@ from __future__ import annotations
 import numpy as np
 from pydantic import BaseModel
 
-from ldmprobe_core.probing.inference.bootstrap import MINIMUM_CLUSTERS, Bootstrap, resampled_means
+from ldmprobe_core.probing.inference.bootstrap import (
+    MINIMUM_CLUSTERS,
+    Bootstrap,
+    expanded_spread,
+    resampled_means,
+)
 
 SHARES = {"onset": 0.5, "settled": 0.9}
 """Shares of the final gain over the position baseline that define the two steps."""
@@ -170,8 +176,11 @@ def crossing(
     if deviations is None:
         deviations = np.zeros((1, *margins.shape))
     values, shifts = margins[:, usable], deviations[..., usable].mean(-1)
+    clusters = [len(np.unique(member[usable])) for member in bootstrap.clusterings]
     found = [
-        _crossing(values, shifts, counts[:, usable], bootstrap.level) for counts in bootstrap.counts
+        _crossing(values, shifts, counts[:, usable], bootstrap.level, n)
+        for counts, n in zip(bootstrap.counts, clusters, strict=True)
+        if n >= MINIMUM_CLUSTERS
     ]
     beyond = len(margins) + 1
     return max(found, key=lambda c: (c.high or beyond) - (c.low or beyond))
@@ -193,11 +202,13 @@ def lead_over(first: Crossing, other: Crossing) -> Lead:
     return Lead(steps=other.step - first.step, low=low, high=high, determined=determined)
 
 
-def _crossing(values: np.ndarray, shifts: np.ndarray, counts: np.ndarray, level: float) -> Crossing:
+def _crossing(
+    values: np.ndarray, shifts: np.ndarray, counts: np.ndarray, level: float, clusters: int
+) -> Crossing:
     """Find the step from which mean margins stay at or above zero; get an interval by resampling.
 
-    The counts are those of one way of clustering, (resample, sample).  The resamples are shared out
-    to the re-splits in turn, and get their shifts, (re-split, step).
+    The counts are those of one way of clustering, (resample, sample), into a number of clusters.
+    The resamples are shared out to the re-splits in turn, and get their shifts, (re-split, step).
     """
     mean = values.mean(1)
     drawn = resampled_means(values, counts)
@@ -206,9 +217,9 @@ def _crossing(values: np.ndarray, shifts: np.ndarray, counts: np.ndarray, level:
     centred = drawn - drawn.mean(0)
     spread = centred.std(0)
     studentised = np.divide(centred, spread, out=np.zeros_like(centred), where=spread > 0)
-    tail = (1 - level) / 2
-    lower = mean + np.quantile(studentised, tail, axis=0) * spread
-    upper = mean + np.quantile(studentised.max(1), 1 - tail) * spread
+    tail, widened = (1 - level) / 2, spread * expanded_spread(level, clusters)
+    lower = mean + np.quantile(studentised, tail, axis=0) * widened
+    upper = mean + np.quantile(studentised.max(1), 1 - tail) * widened
     steps = len(mean)
     step, low, high = (
         int(value) if value <= steps else None

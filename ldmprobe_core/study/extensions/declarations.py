@@ -83,11 +83,21 @@ def declare(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_components(declared: dict[str, Any]) -> dict[str, Any]:
-    """Replace the declaration of each vector property by one declaration for each component."""
+    """Replace the declaration of each vector property by one declaration for each component.
+
+    Raises:
+        ValueError: a component has the name of another declaration, or of another component.
+    """
     expanded: dict[str, Any] = {}
     for name, record in declared.items():
         kind = record.get("kind") if isinstance(record, dict) else None
         parts = component_records(name, kind, record) if isinstance(kind, str) else None
+        for part in parts or ():
+            if part in declared or part in expanded:
+                raise ValueError(
+                    f"property {part!r}: the name is also that of a component of {name}. Fix: "
+                    "rename the property or the component"
+                )
         expanded |= {name: record} if parts is None else parts
     return expanded
 

@@ -48,3 +48,18 @@ def test_each_source_has_its_own_share_and_step(shares, steps, by_prompt, text):
     tail = " 90.0% of final images have a top probability above 90%."
     assert classes_line(record) == f"Class: {text}{tail}"
     assert ("recognized_clean" in record.model_dump()) == (shares[1] is not None)
+
+
+def test_sentence_names_the_steps_with_images_where_not_all_have_some():
+    shares = [None, 0.2, None, 0.4, 0.6]
+    record = ClassesRecord(
+        accuracy=None, confident=0.9, by_prompt=True, samples=20, recognized=0.6,
+        recognized_clean=0.75, agreement={"trajectory": shares, "clean": shares},
+        recognition_step={"trajectory": EIGHT, "clean": THREE},
+    )  # fmt: skip
+    assert classes_line(record).startswith(
+        "Class: the prompt's class leads in the decoded latents of the last step in 60.0% of 20 "
+        "images whose steps were decoded, on average from step 8.00 [7.00, 9.00] on (of the steps "
+        "with images: 2, 4, 5); in the predicted clean image of that step in 75.0%, on average "
+        "from step 3.00 on (of the steps with images: 2, 4, 5). 90.0%"
+    )

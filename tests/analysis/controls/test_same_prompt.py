@@ -50,3 +50,19 @@ def test_same_prompt_scores_of_maps_that_the_prompt_determines_equal_the_own_sco
     prompts = np.arange(6).repeat(2)
     found = same_prompt_scores(predicted, None, labels, "depth", np.arange(12), prompts)
     np.testing.assert_allclose(found, labels.scorer("depth", (4, 4)).scores(predicted))
+
+
+def test_same_prompt_scores_without_a_prediction_are_undefined():
+    """A mask's probe has no cut, nan, where it could not be fitted."""
+    masks = np.random.default_rng(2).random((12, 8, 8)) > 0.5
+    labels = LabelSet({"foreground": masks}, {"foreground": masks.mean(0)}, *[np.arange(12)] * 3)
+    prompts, nothing = np.arange(6).repeat(2), np.full((12, 4, 4), np.nan)
+    found = same_prompt_scores(nothing, np.nan, labels, "foreground", np.arange(12), prompts)
+    assert np.isnan(found).all()
+    predicted = np.random.default_rng(3).random((12, 4, 4))
+    every = same_prompt_scores(predicted, 0.5, labels, "foreground", np.arange(12), prompts)
+    predicted[4, 1, 2] = np.inf
+    some = same_prompt_scores(predicted, 0.5, labels, "foreground", np.arange(12), prompts)
+    assert np.isfinite(every).all()
+    assert np.isnan(some[:, 4]).all()
+    np.testing.assert_array_equal(np.delete(some, 4, 1), np.delete(every, 4, 1))

@@ -9,7 +9,13 @@ from scipy import stats
 from sklearn.metrics import jaccard_score
 
 import ldmprobe as lp
-from ldmprobe_core.analysis.joint.class_maps import class_iou, mean_iou, overlap, paired
+from ldmprobe_core.analysis.joint.class_maps import (
+    best_overlap,
+    class_iou,
+    mean_iou,
+    overlap,
+    paired,
+)
 from ldmprobe_core.analysis.records import load_summary
 from ldmprobe_core.analysis.report.build import build_report
 from ldmprobe_core.errors import UserError
@@ -93,6 +99,18 @@ def test_difference_of_equal_predictions_is_zero_where_one_is_undefined_in_some_
     both = paired(overlaps, other)
     np.testing.assert_array_equal(both[0], both[1])
     np.testing.assert_array_equal(np.isfinite(both).all((0, 1, 2)), np.arange(40) >= 20)
+
+
+def test_cell_that_is_defined_in_one_easy_image_is_not_the_best():
+    truth = one_hot(np.tile([0, 1], 32).reshape(8, 2, 4), 2)
+    half = truth.copy()
+    half[:4] = half[:4, ..., ::-1]
+    easy = np.full_like(truth, np.nan)
+    easy[5] = truth[5]
+    cells = [overlap(tokens, truth) for tokens in (1 - truth, easy, half)]
+    assert best_overlap(cells) == 2
+    assert best_overlap(cells[:2]) == 0
+    assert best_overlap(cells[1:2]) == 0
 
 
 @pytest.fixture

@@ -1,8 +1,34 @@
 """Choice of the layer of a curve, and means over clusters."""
 
 import numpy as np
+import pytest
 
-from ldmprobe_core.probing.inference.selection import choose_layer, cluster_means
+from ldmprobe_core.probing.inference.selection import (
+    choose_layer,
+    cluster_means,
+    enough_defined,
+    ranked_means,
+)
+
+
+@pytest.mark.parametrize(
+    ("counts", "at_least", "enough"),
+    [
+        ([36, 18, 17, 0], 1, [True, True, False, False]),
+        ([8, 5, 4, 1], 5, [True, True, False, False]),
+        ([3, 3, 2], 5, [True, True, False]),
+        ([1, 0], 1, [True, False]),
+        ([0, 0], 1, [False, False]),
+    ],
+)
+def test_enough_is_half_of_the_images_of_the_fullest_cell(counts, at_least, enough):
+    assert enough_defined(np.array(counts), at_least).tolist() == enough
+
+
+def test_cell_that_is_defined_in_an_easy_image_alone_has_no_rank():
+    scores = np.array([[0.6, 0.5, 0.4, 0.9], [np.nan, np.nan, np.nan, 0.9], [np.nan] * 4])
+    assert ranked_means(scores).tolist() == pytest.approx([0.6, -np.inf, -np.inf])
+    assert ranked_means(scores[1:]).tolist() == pytest.approx([0.9, -np.inf])
 
 
 def test_cluster_means_leave_undefined_samples_out():
@@ -48,3 +74,24 @@ def test_layer_without_scores_at_a_hard_step_is_not_the_best():
     # Without complete samples in any layer, the defined steps choose.
     scores[1, 1] = np.nan
     assert choose_layer(scores, np.arange(12)).layer == 0
+
+
+def test_layer_that_is_complete_in_an_easy_image_alone_is_not_the_best():
+    rng = np.random.default_rng(2)
+    scores = 0.7 + 0.05 * rng.standard_normal((5, 1, 36)).repeat(2, 1)
+    scores[:, :, 0] = 0.95
+    scores[:, 0] += 0.01
+    scores[0, 0, 1:] = np.nan
+    assert choose_layer(scores, np.arange(36)).tied == (1,)
+
+
+def test_layers_are_compared_over_the_same_samples():
+    """Layer 0 is better in every image, and layer 1 is not defined in the hardest of them."""
+    scores = np.linspace(0.1, 0.9, 10).repeat(2).reshape(1, 10, 2).swapaxes(1, 2).repeat(3, 0)
+    scores[:, 0] += 0.01
+    scores[1, 1, :4] = np.nan
+    assert np.nanmean(scores[:, 1]) > scores[:, 0].mean()
+    assert choose_layer(scores, np.arange(10)).layer == 0
+    # With few images in common, each layer has the mean of its own.
+    scores[1, 0, 5:] = np.nan
+    assert choose_layer(scores, np.arange(10)).layer == 1

@@ -240,6 +240,15 @@ def test_study_carries_the_components_of_a_joint_property_registered_in_python(k
         ({"wind": {**FLOW, "components": ["x", "x"]}}, "two or more components"),
         ({"wind": {**FLOW, "components": ["x", 3]}}, "two or more components"),
         ({"wind": {**FLOW, "components": ["x", "y z"]}}, "not a lowercase identifier"),
+        ({"wind_x": {"kind": "mask"}, "wind": FLOW}, "'wind_x': .* a component of wind. Fix: "),
+        ({"wind": FLOW, "wind_x": {"kind": "mask"}}, "'wind_x': .* a component of wind. Fix: "),
+        (
+            {
+                "wind": {**FLOW, "components": ["a_b", "c"]},
+                "wind_a": {**FLOW, "components": ["b", "c"]},
+            },
+            "'wind_a_b': .* a component of wind_a. Fix: ",
+        ),
         ({"wind": {**FLOW, "metrics": ["dice"]}}, r"wind_x: .*'dice', which does not score"),
     ],
 )
