@@ -1,6 +1,8 @@
 """Units of work of an intervention: creation, resuming, target files."""
 
+import shutil
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from ldmprobe_core.interventions.stages import create_intervention, edit_batch
 from ldmprobe_core.interventions.targets import Target
 from ldmprobe_core.pipeline.model_cache import use_models
 from ldmprobe_core.storage.filesystem import Location
+from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.units import EDIT
 from ldmprobe_core.storage.verify import clear_progress, find_corrupt_chunks
 from ldmprobe_core.study.loading import parse_study
@@ -198,7 +201,10 @@ def test_edit_batch_makes_a_causal_map_of_packed_latents(tmp_path):
     assert all(site.reading > 0.5 and site.decodable.mean for site in summary.sites)
 
 
-def test_damaged_record_of_an_edit_is_repaired_by_the_intervention_and_keeps_the_runs_summary(run):
+def test_damaged_record_of_an_edit_is_repaired_by_the_intervention_and_keeps_the_runs_summary(
+    unedited_run, tmp_path
+):
+    run = Run(str(shutil.copytree(unedited_run.url, tmp_path / Path(unedited_run.url).name)))
     spec = Intervention(samples=2, steps=1, layers=("mid_block*",), seed=31)
     summary = carry_out_intervention(run, spec)
     before = run.read(f"interventions/{spec.name}", "image")
