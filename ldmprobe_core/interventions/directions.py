@@ -144,11 +144,10 @@ def _linear(probe: object) -> LinearProbe:
 def permutations(run: Run, kind: str) -> int:
     """Return the number of permutations of the labels in the null edit ``permuted``.
 
-    Each is one more fit.  Kinds of probes that sums alone give take little longer for many; other
-    kinds, which read every token again, are fitted to one, as in the study's own control.  A run
-    that stores sums of its training samples has those of its study (``controls.permutations``).
+    Each is one more fit, and kinds of probes whose fit takes long are fitted to one.  A run that
+    stores sums of its training samples has those of its study (``controls.permutations``).
     """
-    if not probe_kind(kind).from_statistics:
+    if probe_kind(kind).by_epochs:
         return 1
     stores_sums = run.study.capture.keep == "statistics"
     return min(DIRECTIONS, run.study.controls.permutations) if stores_sums else DIRECTIONS
