@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from ldmprobe_core.study.probe_kinds import probe_kind
+from math import ceil
+
+from ldmprobe_core.probing.fitters.adam import ADAM_BATCH, ADAM_EPOCHS
+from ldmprobe_core.study.probe_kinds import ADAM, MLP, probe_kind
 from ldmprobe_core.study.properties import property_of
+from ldmprobe_core.study.samples import Sample
 from ldmprobe_core.study.schema import Study
 
 _SIGNIFICANT = 0.05
 """Largest p value that is usually called significant."""
+
+_PAPER_UPDATES = 1860
+"""Number of updates of the probes of Chen et al. (2023), on 246 training images."""
 
 
 def permutation_notes(study: Study) -> list[str]:
@@ -33,3 +40,17 @@ def permutation_notes(study: Study) -> list[str]:
             f"{_SIGNIFICANT}"
         )
     return notes
+
+
+def few_training_notes(study: Study, samples: list[Sample]) -> list[str]:
+    """Warn of probes that are fitted by far fewer updates than those of Chen et al. (2023)."""
+    training = sum(sample.split == "train" for sample in samples)
+    updates = ADAM_EPOCHS * ceil(training / ADAM_BATCH)
+    kinds = [kind for kind in study.kinds if kind in (ADAM.name, MLP.name)]
+    if not kinds or updates >= _PAPER_UPDATES / 2:
+        return []
+    return [
+        f"{training} training images give probes of kind {' and '.join(kinds)} {updates:,} updates "
+        f"(the paper's {_PAPER_UPDATES:,}), so they may score low for want of updates; more "
+        "training images give more"
+    ]
