@@ -21,6 +21,21 @@ def planned(tiny_study, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("training", "permutations", "different"), [(4, 20, 6), (3, 20, 2), (4, 6, None), (5, 20, None)]
+)
+def test_plan_notes_permutations_that_must_be_repeated(planned, training, permutations, different):
+    notes = planned(training, controls={"permutations": permutations})
+    found = [note for note in notes if "different permutations" in note]
+    assert len(found) == (different is not None)
+    if different:
+        assert f"labels of {training} training images have {different} different" in found[0]
+
+
+def test_plan_notes_no_permutations_that_are_off(planned):
+    assert planned(3, controls={"shuffled_labels": False}) == ()
+
+
+@pytest.mark.parametrize(
     ("training", "parts", "said"),
     [
         (
