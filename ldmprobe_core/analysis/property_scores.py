@@ -14,6 +14,7 @@ from ldmprobe_core.analysis.controls.coverage import (
     input_control_steps,
     partial_coverage,
 )
+from ldmprobe_core.analysis.controls.draws import different_draws
 from ldmprobe_core.analysis.controls.records import ControlRecord, ControlsRecord, OwnBestRecord
 from ldmprobe_core.analysis.controls.training_size import CorrectedDifference
 from ldmprobe_core.analysis.curves import Curves, emergence_record, leads_record, step_records
@@ -52,7 +53,7 @@ class PropertyScores:
         scores: scores (condition, kind, metric, step, layer, held-out sample) float64.
         inputs: scores of probes of the input controls, such as the latents, by name, (kind, metric,
             step, held-out sample).
-        draws: scores in each draw of repeated conditions, by name, (draw, step, layer, held-out
+        draws: `different_draws` of repeated conditions, by name, (draw, step, layer, held-out
             sample), in the main metric.
         is_test: whether each held-out sample is a test sample, not a validation sample,
             (held-out sample,) bool.
@@ -94,11 +95,8 @@ class PropertyScores:
         controls = [name for name in conditions[1:] if run.study.controls.enabled(name)]
         inputs = run.probe_inputs
         of_layers = [inputs.index(name) for name in run.layers]
-        draws = {
-            name: run.read(f"scores/{prop}", f"{name}_draws").astype(np.float64)[:, :, of_layers]
-            for name in controls
-            if CONDITIONS[name].repeated
-        }
+        repeated = [name for name in controls if CONDITIONS[name].repeated]
+        draws = {name: different_draws(run, prop, name)[:, :, of_layers] for name in repeated}
         samples = run.samples
         return cls(
             prop=property_of(prop),

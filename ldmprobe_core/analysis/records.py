@@ -271,7 +271,9 @@ class NonfiniteRecord(Record):
         network: ``trained`` or ``permuted``.
         step: from 1.
         share: of all values of the cell, over all samples.
-        samples: number of stored samples that the cell's probes leave out for it.
+        samples: number of stored samples that the cell's probes leave out for it; with
+            ``capture.keep: statistics`` these are held-out samples, and training samples are left
+            out too.
     """
 
     network: str

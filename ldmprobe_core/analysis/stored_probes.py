@@ -67,7 +67,8 @@ class SampleMaps:
                 are reached by repeating or skipping tokens.
 
         Returns:
-            (sample, step, y, x) float64; 0 and 1 for a mask.
+            (sample, step, y, x) float64; 0 and 1 for a mask, and NaN where no probe could be fitted
+            or its prediction is not finite.
         """
         down, across = size or self.labels.maps[prop].shape[1:]
         layer = self._layers[prop]
@@ -79,7 +80,8 @@ class SampleMaps:
             probe = self._probes[prop][step - 1]
             values = probe.predict(activations)
             if property_of(prop).is_mask:
-                values = values > probe.cut
+                known = np.isfinite(values) & np.isfinite(probe.cut)
+                values = np.where(known, values > probe.cut, np.nan)
             y, x = (
                 np.arange(n) * m // n for n, m in zip((down, across), values.shape[1:], strict=True)
             )

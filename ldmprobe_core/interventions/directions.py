@@ -191,6 +191,7 @@ def _erasing_probe(spec: Intervention, path: RidgePath, column: int | None) -> L
     covariance of the activations.  LEACE (Belrose et al. 2023) subtracts from an activation h its
     oblique projection c w' (h - mean), with w = C^-1 c / (c' C^-1 c).  This is the edit of least
     norm in the norm of C^-1 after which w' h has its mean value.  Mean projection uses w = c.
+    What the activations tell of the mean map stays: a probe with a position term does not need it.
 
     Args:
         spec: settings of the intervention.

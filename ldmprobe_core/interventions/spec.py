@@ -75,9 +75,10 @@ class Intervention(BaseModel):
             - ``exact``: the nearest activations from which the probe predicts the target;
             - ``adam``: those that gradient descent on the probe's loss finds (Chen et al. 2023);
             - ``leace``: the activations without what a linear probe can learn of the property
-              (LEACE, Belrose et al. 2023, theorem 4.2, from the training activations);
+              beyond its mean map (LEACE, Belrose et al. 2023, theorem 4.2, from the training
+              activations);
             - ``mean_projection``: the activations without their component along the covariance
-              with the property, which for a mask is the difference of the two classes' means;
+              with the property's label less its mean map;
             - ``donor``: the activations of another sample, one of the same prompt if there is one.
         start: first edited step, from 1.
         steps: number of edited steps; by default half of the sampler's steps, rounded up.

@@ -182,7 +182,8 @@ class Accumulator:
                 grid = (stored.shape[2], stored.shape[3])
                 positions = token_positions(grid)
                 for prop, maps in labels.items():
-                    tokens.setdefault((prop, grid), block_means(maps, grid))
+                    if (prop, grid) not in tokens:
+                        tokens[prop, grid] = block_means(maps, grid)
                 for step, sums in enumerate(self.grams[network, layer]):
                     finite = np.flatnonzero(bad[:, step] == 0)
                     targets = [

@@ -8,6 +8,7 @@ Both choices depend on the study alone.  Chunk sizes of arrays are decided in
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import factorial, prod
 
 import numpy as np
 
@@ -79,6 +80,19 @@ def accumulation_units(study: Study, first: int, count: int) -> list[list[list[r
         ]
         for part in parts
     ]
+
+
+def different_shuffles(study: Study, samples: list[Sample]) -> int:
+    """Count the different permutations of training labels that shuffled labels are drawn from.
+
+    The labels of n samples, those of a batch if only sums are kept, are permuted cyclically
+    (`ldmprobe_core.study.conditions.derange`), for which there are (n - 1)! different ways.
+    """
+    sizes = [sum(sample.split == "train" for sample in samples)]
+    if study.capture.keep == "statistics":
+        units = accumulation_units(study, n_stored_samples(samples, study), len(samples))
+        sizes = [len(batch) for part in units for unit in part for batch in unit]
+    return prod(factorial(max(size - 1, 0)) for size in sizes)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.study.prompt_sets import (
     object_prompts,
@@ -121,7 +123,8 @@ def make_samples(study: Study) -> list[Sample]:
 
     All samples of a prompt are in one split.  Splits that are given in prompt files are used; if
     none of them is validation, validation prompts are drawn from the training prompts.  If the run
-    keeps only statistics of training samples, held-out samples come first.
+    keeps only statistics of training samples, held-out samples come first, and training samples are
+    in random order if some have the same prompt.
 
     Raises:
         UserError: an input file is invalid, or there are too few prompts for the splits.
@@ -134,8 +137,10 @@ def make_samples(study: Study) -> list[Sample]:
     split_of = assign_splits(drafts, study)
     if study.capture.keep == "statistics":
         # Held-out samples come first, because only their images and activations are stored.  The
-        # sort is stable, so the order within held-out and training samples stays.
-        drafts.sort(key=lambda draft: split_of[draft.group] == "train")
+        # order within held-out samples stays.
+        training = [draft for draft in drafts if split_of[draft.group] == "train"]
+        heldout = [draft for draft in drafts if split_of[draft.group] != "train"]
+        drafts = heldout + _mixed(training, study.prompts.seed)
     return [
         Sample(
             i, d.prompt, d.seed, d.category, split_of[d.group], d.source_image, d.origin,
@@ -143,6 +148,18 @@ def make_samples(study: Study) -> list[Sample]:
         )
         for i, d in enumerate(drafts)
     ]  # fmt: skip
+
+
+def _mixed(training: list[SampleDraft], seed: int) -> list[SampleDraft]:
+    """Put training samples in random order if some of them have the same prompt.
+
+    Labels are shuffled within a batch of them.  In a file whose rows are sorted by prompt, a batch
+    would have one prompt, and shuffled labels would be those of other images of the same prompt.
+    """
+    if len({draft.group for draft in training}) == len(training):
+        return training
+    order = np.random.default_rng([seed, len(training)]).permutation(len(training))
+    return [training[i] for i in order]
 
 
 def _require_storable_seeds(drafts: list[SampleDraft], study: Study) -> None:

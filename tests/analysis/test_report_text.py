@@ -306,7 +306,7 @@ def test_best_cell_prints_as_a_line():
 
 def test_warnings_name_what_is_unusual_and_no_zeros():
     made = summary(0.3, 0.2, 0.1)
-    assert warning_lines(made) == []
+    assert warning_lines(made, "activations") == []
     made.properties["depth"].undefined = UndefinedRecord(best=0, any=3, truth_empty=2)
     made.properties["depth"].missing = 0.25
     made.properties["depth"].controls.position.undefined = 4
@@ -315,12 +315,13 @@ def test_warnings_name_what_is_unusual_and_no_zeros():
         NonfiniteRecord(network="trained", step=i, layer="a", share=0.5, samples=i)
         for i in range(1, 13)
     ]
-    first, second = warning_lines(made)
+    first, second = warning_lines(made, "activations")
     assert first.startswith(
         "Non-finite activation values: 7; in the untrained denoiser 0: step 1 of a: 50% of its "
         "values, 1 samples left out; step 2 of a: "
     )
     assert first.endswith("10 samples left out; and 2 more cells (summary.json).")
+    assert "values, 1 held-out samples left out; step 2 " in warning_lines(made, "statistics")[0]
     assert second == (
         "depth: 0 of 5 test scores of the best cell are undefined and excluded "
         "from its mean (3 over all cells); position control: 4 scores undefined; 25.0% of the "
@@ -340,11 +341,11 @@ def test_warnings_name_leads_of_fewer_images_and_a_choice_from_nothing():
     # is recalibrated.
     depth.leads.clean_recalibrated = LeadRecord(onset=unknown, settled=unknown, samples=3)
     depth.leads.decoded_recalibrated = LeadRecord(onset=unknown, settled=unknown, samples=0)
-    (line,) = warning_lines(made)
+    (line,) = warning_lines(made, "activations")
     assert "leads are of 41 or more of 64 images" in line
     assert "nothing could be chosen" in line
     depth.undefined, depth.leads.clean.samples = UndefinedRecord(best=0, any=0), 64
-    assert warning_lines(made) == []
+    assert warning_lines(made, "activations") == []
 
 
 def test_warnings_count_empty_masks_of_masks_alone():
@@ -353,7 +354,7 @@ def test_warnings_count_empty_masks_of_masks_alone():
     made.properties["foreground"].undefined = UndefinedRecord(
         best=0, any=0, truth_empty=2, both_empty=1
     )
-    assert warning_lines(made) == [
+    assert warning_lines(made, "activations") == [
         "foreground: 2 label masks are empty, 1 of them predicted empty too and scored 1."
     ]
 

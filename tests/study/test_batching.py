@@ -10,13 +10,15 @@ from run_helpers import small_study, statistics_study
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.study.batching import (
     accumulation_units,
+    different_shuffles,
     permuted_samples,
     step_image_samples,
     step_image_steps,
 )
+from ldmprobe_core.study.conditions import derange
 from ldmprobe_core.study.loading import parse_study
 from ldmprobe_core.study.probe_sections import Controls
-from ldmprobe_core.study.samples import make_samples
+from ldmprobe_core.study.samples import Sample, make_samples
 from ldmprobe_core.study.sections import Trajectory
 
 
@@ -31,6 +33,21 @@ def test_accumulation_units_hold_every_training_sample_once_and_at_least_three_a
     assert all(2 < len(batch) <= 6 for batch in batches) or count - first < 3
     assert len(parts) == min(2, len(batches))
     assert all(part for part in parts)
+
+
+@pytest.mark.parametrize("training", [1, 2, 3, 4, 5])
+def test_different_shuffles_are_those_that_many_seeds_give(tiny_model, training):
+    seen = {tuple(derange(np.arange(training), seed)) for seed in range(400)}
+    samples = [Sample(i, f"{i}", i, None, "test") for i in range(3)]
+    samples += [Sample(i, f"{i}", i, None, "train") for i in range(3, 3 + training)]
+    stored, summed = (statistics_study(tiny_model, keep) for keep in ("activations", "statistics"))
+    assert different_shuffles(stored, samples) == len(seen)
+    assert different_shuffles(summed, samples) == len(seen)
+
+
+def test_different_shuffles_of_batches_are_combined(tiny_model):
+    samples = [Sample(i, f"{i}", i, None, "train") for i in range(8)]  # two batches of 4
+    assert different_shuffles(statistics_study(tiny_model, "statistics"), samples) == 6 * 6
 
 
 def parts(study, index):

@@ -367,7 +367,7 @@ def _page(run: Run, summary: Summary, figure_records: dict[str, Any]) -> str:
         exact={name: part for name, part in summary.properties.items() if part.exact},
         recognition=recognition_sentence(summary.classes) if summary.classes else "",
         spread=spread_sentence(summary, study.capture.keep),
-        warnings=warning_lines(summary),
+        warnings=warning_lines(summary, study.capture.keep),
         published=published,
         study_yaml=content,
     )

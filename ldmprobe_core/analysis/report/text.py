@@ -144,13 +144,17 @@ _NAMED_CELLS = 10
 """Number of cells with non-finite activations that a warning names."""
 
 
-def warning_lines(summary: Summary) -> list[str]:
+def warning_lines(summary: Summary, keep: str) -> list[str]:
     """List what a reader must know of a run's samples and scores; empty if nothing is unusual.
 
     These are activations that are not finite, undefined scores, empty masks, and labels that were
     not measured.
+
+    Args:
+        summary: summary of the run.
+        keep: ``capture.keep`` of the study.
     """
-    lines = [_nonfinite_line(summary)]
+    lines = [_nonfinite_line(summary, keep)]
     for name, result in summary.properties.items():
         undefined, parts = result.undefined, _fewer_images(result.leads)
         if undefined.unchosen:
@@ -200,17 +204,19 @@ def _fewer_images(leads: LeadsRecord) -> list[str]:
     ]
 
 
-def _nonfinite_line(summary: Summary) -> str:
+def _nonfinite_line(summary: Summary, keep: str) -> str:
     """Say how many activations are not finite, and in which cells; empty if all are finite."""
     if not summary.nonfinite and not summary.nonfinite_permuted:
         return ""
     text = f"Non-finite activation values: {summary.nonfinite}"
     if summary.nonfinite_permuted is not None:
         text += f"; in the untrained denoiser {summary.nonfinite_permuted}"
+    # Of training samples of which only sums are kept, the number that is left out is not known.
+    left_out = "held-out samples" if keep == "statistics" else "samples"
     cells = [
         f"step {cell.step} of {short_layer(cell.layer)}"
         f"{' (untrained)' if cell.network == 'permuted' else ''}: {cell.share * 100:.2g}% of its "
-        f"values, {cell.samples} samples left out"
+        f"values, {cell.samples} {left_out} left out"
         for cell in summary.nonfinite_cells[:_NAMED_CELLS]
     ]
     more = len(summary.nonfinite_cells) - len(cells)

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from ldmprobe_core.study.probe_kinds import probe_kind
+from math import ceil
+
+from ldmprobe_core.probing.fitters.adam import ADAM_BATCH, ADAM_EPOCHS
+from ldmprobe_core.study.batching import different_shuffles
+from ldmprobe_core.study.probe_kinds import ADAM, MLP, probe_kind
 from ldmprobe_core.study.properties import property_of
+from ldmprobe_core.study.samples import Sample
 from ldmprobe_core.study.schema import Study
 
 _SIGNIFICANT = 0.05
 """Largest p value that is usually called significant."""
+
+_PAPER_UPDATES = 1860
+"""Number of updates of the probes of Chen et al. (2023), on 246 training images."""
 
 
 def permutation_notes(study: Study) -> list[str]:
@@ -31,5 +39,26 @@ def permutation_notes(study: Study) -> list[str]:
             f"controls.permutations is {study.controls.permutations}, so that no p value can be "
             f"below {least:.3f}; at least {round(1 / _SIGNIFICANT) - 1} can show a value of "
             f"{_SIGNIFICANT}"
+        )
+    return notes
+
+
+def few_training_notes(study: Study, samples: list[Sample]) -> list[str]:
+    """Warn of permutations and of updates of probes that few training images make too few."""
+    training = sum(sample.split == "train" for sample in samples)
+    notes, different = [], different_shuffles(study, samples)
+    if study.controls.shuffled_labels and different < study.controls.permutations:
+        notes.append(
+            f"controls.permutations is {study.controls.permutations}, but labels of {training} "
+            f"training images have {different} different permutations, so there is no permutation "
+            "p value; more training images give one"
+        )
+    updates = ADAM_EPOCHS * ceil(training / ADAM_BATCH)
+    kinds = [kind for kind in study.kinds if kind in (ADAM.name, MLP.name)]
+    if kinds and updates < _PAPER_UPDATES / 2:
+        notes.append(
+            f"{training} training images give probes of kind {' and '.join(kinds)} {updates:,} "
+            f"updates (the paper's {_PAPER_UPDATES:,}), so they may score low for want of updates; "
+            "more training images give more"
         )
     return notes

@@ -26,7 +26,7 @@ from ldmprobe_core.models.layers import (
 from ldmprobe_core.models.sources.base import ModelSource
 from ldmprobe_core.models.sources.lookup import source_of
 from ldmprobe_core.models.timesteps import timesteps
-from ldmprobe_core.pipeline.planning.control_notes import permutation_notes
+from ldmprobe_core.pipeline.planning.control_notes import few_training_notes, permutation_notes
 from ldmprobe_core.pipeline.planning.declaration_checks import check_declarations
 from ldmprobe_core.pipeline.planning.default_notes import default_notes
 from ldmprobe_core.pipeline.planning.memory import WorkerMemory
@@ -218,7 +218,7 @@ def plan_study(study: Study) -> StudyPlan:
         raise UserError(gaps.sentences[-1])
     samples = make_samples(resolved) if resolved else []
     if samples:
-        notes += _prompt_notes(study, samples, source)
+        notes += [*few_training_notes(study, samples), *_prompt_notes(study, samples, source)]
     exact_properties = _exact_properties(resolved or study, gaps.sentences)
     if resolved:
         notes += _input_file_notes(resolved, architecture.size)

@@ -9,6 +9,12 @@ from torch.nn import functional as F
 from ldmprobe_core.probing.linear import LinearProbe
 from ldmprobe_core.probing.measured import measured
 
+ADAM_EPOCHS = 30
+"""Number of passes over the training samples, of probes fitted by Adam."""
+
+ADAM_BATCH = 4
+"""Number of samples in an update, of probes fitted by Adam."""
+
 _IGNORED = -100
 """Class index of pixels that were not measured; PyTorch's cross-entropy ignores this class."""
 
@@ -18,8 +24,8 @@ def fit_adam(
     target: np.ndarray,
     mask: bool,
     seed: int = 0,
-    epochs: int = 30,
-    batch: int = 4,
+    epochs: int = ADAM_EPOCHS,
+    batch: int = ADAM_BATCH,
     learning_rate: float = 1e-3,
 ) -> LinearProbe:
     """Fit a linear probe by Adam to full-size label maps, as Chen et al. (2023) do.

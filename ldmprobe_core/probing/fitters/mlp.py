@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ldmprobe_core.probing.fitters.adam import ADAM_BATCH, ADAM_EPOCHS
+
 
 @dataclass(frozen=True)
 class MlpProbe:
@@ -31,8 +33,8 @@ def fit_mlp(
     target: np.ndarray,
     mask: bool,
     seed: int = 0,
-    epochs: int = 30,
-    batch: int = 4,
+    epochs: int = ADAM_EPOCHS,
+    batch: int = ADAM_BATCH,
     learning_rate: float = 1e-3,
     weight: np.ndarray | None = None,
 ) -> MlpProbe:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ldmprobe_core.probing.inference.selection import ranked_means
 from ldmprobe_core.probing.metrics import mean_of_defined
 
 
@@ -12,7 +13,9 @@ def permutation_p(probe: np.ndarray, draws: np.ndarray) -> float | None:
 
     In each permutation, the probes of all cells are fitted to labels of other images.  Its
     statistic is the largest mean score over all cells (the maximum statistic of Westfall & Young
-    1993), so the p value holds however the cell was chosen.
+    1993), so the p value holds however the cell was chosen.  Cells that are defined in fewer than
+    half as many images as another cell of the permutation are left out: a mean over few easy images
+    would be the largest of every permutation.
 
     Args:
         probe: scores of the probe's best cell, (test sample,).
@@ -22,7 +25,7 @@ def permutation_p(probe: np.ndarray, draws: np.ndarray) -> float | None:
     Returns:
         the p value; None if no score of the probe, or none of any permutation, is defined.
     """
-    largest = mean_of_defined(draws, otherwise=-np.inf).max((1, 2))
+    largest = np.array([ranked_means(draw).max() for draw in draws])
     return share_as_large(float(mean_of_defined(probe)), largest)
 
 

@@ -45,10 +45,11 @@ def enough_defined(counts: np.ndarray, at_least: int = 1) -> np.ndarray:
 
 
 def ranked_means(scores: np.ndarray) -> np.ndarray:
-    """Average the validation scores of each cell, for the choice of the best cell.
+    """Average the scores of each cell, for the choice of the best cell.
 
     Args:
-        scores: (..., validation sample); NaN if undefined.
+        scores: validation scores, or test scores of probes of permuted labels, (..., sample); NaN
+            if undefined.
 
     Returns:
         mean of the defined scores, (...); -inf for a cell that is not `enough_defined`.

@@ -2,6 +2,7 @@
 
 import io
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -72,3 +73,15 @@ def test_probe_maps_of_another_size_repeat_or_skip_tokens(run, factor):
     sized = maps.of_probes("depth", [sample], [1, 2], (side, side))
     rows = np.floor(np.arange(side) / factor).astype(int)
     np.testing.assert_array_equal(sized, full[:, :, rows][..., rows])
+
+
+def test_map_of_a_mask_without_a_probe_is_undefined_and_not_empty(run):
+    maps = SampleMaps(run, label_set(run), load_summary(run))
+    sample, probes = int(maps.labels.heldout[0]), maps._probes["foreground"]
+    defined = maps.of_probes("foreground", [sample], [1, 2, 3])
+    assert set(np.unique(defined)) <= {0.0, 1.0}
+    probes[0] = replace(probes[0], weight=np.full_like(probes[0].weight, np.nan))
+    probes[1] = replace(probes[1], cut=float("nan"))
+    undefined = maps.of_probes("foreground", [sample], [1, 2, 3])
+    assert np.isnan(undefined[:, :2]).all()
+    np.testing.assert_array_equal(undefined[:, 2], defined[:, 2])

@@ -31,6 +31,21 @@ def test_undefined_permutations_are_no_evidence():
     assert share_as_large(0.5, np.array([])) is None
 
 
+def test_cell_that_is_defined_in_an_easy_image_alone_does_not_hide_a_relation():
+    rng = np.random.default_rng(3)
+    probe = rng.normal(0.7, 0.05, 40)
+    draws = rng.normal(0.4, 0.05, (20, 3, 4, 40))
+    assert permutation_p(probe, draws) == 1 / 21
+    draws[:, 2, 1, 1:], draws[:, 2, 1, 0] = np.nan, 0.9
+    assert permutation_p(probe, draws) == 1 / 21
+    # Defined in half of the images, the cell counts.
+    draws[:, 2, 1, :20] = 0.9
+    assert permutation_p(probe, draws) == 1.0
+    # If every cell of a permutation is defined in one image, these are compared.
+    draws[0, ..., 1:], draws[1:] = np.nan, 0.4
+    assert permutation_p(probe, draws) == 2 / 21
+
+
 @pytest.mark.parametrize("sizes", [[3, 3, 3, 3], [1] * 9, [4, 1, 2, 5]])
 def test_permutation_moves_groups_as_a_whole(sizes):
     rng = np.random.default_rng(1)
