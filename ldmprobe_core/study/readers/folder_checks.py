@@ -166,7 +166,7 @@ def _check_properties(
 
 
 def _check_names(folder: Path, props: Collection[str]) -> list[str]:
-    """Return notes about files in the folder that are neither source images nor their maps.
+    """Return notes about files that are neither source images nor their maps, or may be misnamed.
 
     Raises:
         UserError: a file is named like a map, but has the suffix of a format that maps cannot have.
@@ -195,6 +195,21 @@ def _check_names(folder: Path, props: Collection[str]) -> list[str]:
         )
     if orphans:
         notes.append(f"images.folder: maps without a source image are not read: {listed(orphans)}")
+    endings = [f"{mark}{prop}" for prop in props for mark in "_-"]
+    mistaken = [
+        path.name
+        for path in files
+        if path.stem in stems
+        and any(
+            path.stem.endswith(ending) and path.stem.removesuffix(ending) in stems
+            for ending in endings
+        )
+    ]
+    if mistaken:
+        notes.append(
+            "images.folder: files that may be maps are taken as source images, since the name of a "
+            f"map has a dot before its property: {listed(mistaken)}"
+        )
     return notes
 
 
