@@ -13,7 +13,7 @@ from diffusers.loaders.single_file_utils import is_clip_model_in_single_file, is
 from torch import Tensor, nn
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.models.files.checkpoint import FLOATS, read_component, read_header
+from ldmprobe_core.models.files.checkpoint import FLOATS, read_component, read_header, surplus_names
 from ldmprobe_core.models.files.model_folder import fingerprint
 from ldmprobe_core.models.loading import prepare_pipeline
 from ldmprobe_core.models.sources.folder import FolderSource
@@ -101,6 +101,19 @@ class FileSource(FolderSource):
                     f"is {shape}, not {tuple(value.shape)}). Fix: set model.config to the "
                     "configs of this model"
                 )
+        # Some conversion functions also return the tensors of other networks, under their names.
+        parts = {name.partition(".")[0] for name in network.state_dict()}
+        surplus = [
+            name
+            for name in surplus_names(given, network.state_dict().keys(), network)
+            if name.partition(".")[0] in parts or name not in tensors
+        ]
+        if surplus:
+            raise UserError(
+                f"model.source: {self.path} holds {len(surplus)} tensors that the {kind} of "
+                f"{self.folder} has no place for, such as {surplus[0]}. Fix: set model.config to "
+                "the configs of this model"
+            )
 
     def fingerprint(self) -> str:
         """Return a hash of the weight file and of the config folder's configs and text encoders."""

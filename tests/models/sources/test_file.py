@@ -1,5 +1,6 @@
 """Tests of models in one safetensors file, against the pipeline that was written into it."""
 
+import json
 import re
 import shutil
 
@@ -96,6 +97,24 @@ def test_plan_lists_weights_that_a_single_file_lacks(pipe, folder, tmp_path, dro
     broken = write_single_file(pipe, tmp_path / "broken.safetensors", [drop])
     (missing,) = plan_study(study_of(broken, folder)).missing
     assert re.match(f"model.source: {broken} {words}.*Fix: ", missing)
+
+
+@pytest.mark.parametrize(
+    ("part", "setting", "lost"),
+    [
+        ("unet", {"mid_block_type": None}, "UNet2DConditionModel .*, such as mid_block"),
+        ("vae", {"use_quant_conv": False}, "AutoencoderKL .*, such as quant_conv"),
+    ],
+)
+def test_plan_lists_tensors_of_a_single_file_without_a_place_in_the_configs(
+    file, folder, tmp_path, part, setting, lost
+):
+    changed = tmp_path / "config"
+    shutil.copytree(folder, changed)
+    path = changed / part / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | setting))
+    (missing,) = plan_study(study_of(file, changed)).missing
+    assert re.match(rf"model.source: {file} holds \d+ tensors that the {lost}\S*\. Fix: ", missing)
 
 
 def test_plan_lists_a_text_encoder_that_file_and_folder_lack(pipe, folder, tmp_path):
