@@ -25,7 +25,13 @@ from ldmprobe_core.study.readers.image_folder import (
     resize_map,
 )
 from ldmprobe_core.study.readers.map_files import MAP_SUFFIXES, load_map
-from ldmprobe_core.study.readers.map_notes import MapFacts, comparison_notes, listed, map_notes
+from ldmprobe_core.study.readers.map_notes import (
+    MapFacts,
+    comparison_notes,
+    listed,
+    map_notes,
+    mark_of,
+)
 from ldmprobe_core.study.readers.value_types import user_path
 from ldmprobe_core.study.sections import Images
 
@@ -268,6 +274,7 @@ def _check_map(
         loaded.level,
         bool((measured == measured[0]).all()),
         float(np.median(np.abs(measured))),
+        mark_of(prop, loaded.values),
         hashlib.sha256(values.tobytes()).digest(),
         any(stored < needed for stored, needed in zip(loaded.values.shape, size, strict=True)),
     )

@@ -11,6 +11,13 @@ from ldmprobe_core.study.properties import property_of
 
 _MAX_NAMED = 5
 """Largest number of files that one message lists."""
+_MARKS = (0.0, 65535.0)
+"""Numbers that programs write for pixels without a measured value."""
+_LEAST_MARK = 1e10
+"""Smallest number that is hardly a value; Blender writes 1e10 as the depth of the background."""
+_MARKED_SHARE = 0.05
+"""Smallest share of pixels with one number at which the number is reported."""
+
 _ODD_SCALE = 100
 """Smallest ratio of a map's median to the median of all maps at which a warning is given."""
 
@@ -24,6 +31,8 @@ class MapFacts:
         encoding, level: those of `LoadedMap`.
         constant: whether all measured pixels have one value.
         median: median of the absolute values of measured pixels.
+        mark: value that may stand for pixels that were not measured, see `mark_of`; None if there
+            is none.
         digest: hash of the values.
         is_small: whether the file has fewer rows or columns than the model's images.
     """
@@ -33,8 +42,37 @@ class MapFacts:
     level: float | None
     constant: bool
     median: float
+    mark: float | None
     digest: bytes
     is_small: bool
+
+
+def mark_of(prop: str, values: np.ndarray) -> float | None:
+    """Return the smallest or largest value of a map if it may stand for pixels not measured.
+
+    It fills more than `_MARKED_SHARE` of the pixels exactly.  It is a usual mark, the only negative
+    value, or farther from the other values than these are from each other.
+
+    Args:
+        prop: name of the property, whose `MapFormat.minimum`, as 0 of shading, is no mark.
+        values: values of the map, as it is stored; NaN for pixels that were not measured.
+    """
+    record = property_of(prop)
+    measured = values[~np.isnan(values)]
+    if record.is_mask or not measured.size:
+        return None
+    for extreme in (float(measured.min()), float(measured.max())):
+        others = measured[measured != extreme]
+        if extreme == record.map_format.minimum or not others.size:
+            continue
+        if measured.size - others.size <= _MARKED_SHARE * values.size:
+            continue
+        extent = float(np.ptp(others))
+        is_far = 0 < extent < float(np.abs(others - extreme).min())
+        is_usual = extreme in _MARKS or extreme < 0 <= float(others.min())
+        if is_usual or is_far or extreme >= _LEAST_MARK:
+            return extreme
+    return None
 
 
 def comparison_notes(prop: str, facts: dict[str, MapFacts]) -> list[str]:
@@ -79,6 +117,14 @@ def map_notes(prop: str, facts: dict[str, MapFacts], missing: float, stated: boo
         )
     elif stated:
         notes.append(f"images.missing has {prop}, but all pixels of its maps are measured")
+    marked = {name: one.mark for name, one in facts.items() if one.mark is not None}
+    if marked:
+        value = next(iter(marked.values()))
+        notes.append(
+            f"images: {len(marked)} of {len(facts)} {prop} maps have one value in many pixels, "
+            f"{value:g} in the first, that may stand for pixels which were not measured; if it "
+            f"does, give images.missing.{prop}: {listed(marked)}"
+        )
     constant = [name for name, one in facts.items() if one.constant]
     if constant:
         scalar = ", so that correlations with them are undefined"

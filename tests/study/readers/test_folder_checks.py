@@ -124,3 +124,32 @@ def test_images_with_a_dot_and_maps_of_their_own_or_a_number_are_source_images(f
         path.unlink()
     (folder / "c.side.png").rename(folder / "c.2.png")
     assert notes_of(folder) == ()
+
+
+@pytest.mark.parametrize(
+    ("prop", "mark", "share", "is_noted"),
+    [
+        ("depth", 1e10, 0.1, True),
+        ("depth", 65535, 0.1, True),
+        ("depth", 0, 0.1, True),
+        ("depth", -1, 0.1, True),
+        ("depth", 9.5, 0.1, True),  # 5.5 from the nearest value; the others are within 2 and 4
+        ("depth", 4.5, 0.1, False),
+        ("depth", 0, 0.04, False),
+        ("shading", 0, 0.5, False),
+        ("shading", 65535, 0.1, True),
+    ],
+)
+def test_check_folder_notes_values_that_may_stand_for_unmeasured_pixels(
+    folder, prop, mark, share, is_noted
+):
+    rng = np.random.default_rng(2)
+    for name in "abcd":
+        values = 2 + 2 * rng.random(25 * 24).astype(np.float32)
+        values[: int(share * values.size)] = mark
+        np.save(folder / f"{name}.{prop}.npy", values[: 24 * 24].reshape(24, 24))
+    found = [note for note in notes_of(folder) if "may stand for pixels" in note]
+    assert len(found) == is_noted
+    if is_noted:
+        assert f"4 of 4 {prop} maps have one value in many pixels, {mark:g} in the" in found[0]
+        assert f"give images.missing.{prop}: a.{prop}.npy, b" in found[0]
