@@ -134,8 +134,13 @@ class FileSource(FolderSource):
         self._require_loaded(name, encoder)
 
     def _require_loaded(self, name: str, part: nn.Module) -> None:
-        """Check that a network which diffusers has loaded from the file lacks no tensor."""
-        lost = [key for key, tensor in part.named_parameters() if tensor.is_meta]
+        """Check that a network which diffusers has loaded from the file lacks no tensor.
+
+        Files have only one of the tensors that share values, which diffusers does not share out.
+        """
+        if isinstance(part, transformers.PreTrainedModel) and _without_data(part):
+            part.tie_weights()
+        lost = _without_data(part)
         if lost:
             raise UserError(
                 f"model.source: {self.path} lacks {lost[0]} of the {name}. Fix: fetch it again"
@@ -221,6 +226,11 @@ class FileSource(FolderSource):
             if name != "vae":
                 part.to(getattr(torch, study.model.dtype))
         return prepare_pipeline(pipeline, self.architecture, study, device)
+
+
+def _without_data(network: nn.Module) -> list[str]:
+    """Return the names of those parameters of a network that are on the meta device."""
+    return [name for name, tensor in network.named_parameters() if tensor.is_meta]
 
 
 def _holds(kind: type, header: Collection[str]) -> bool:
