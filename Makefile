@@ -37,7 +37,10 @@ env: $(VENV)/ready  ## one virtual environment for all of it
 $(VENV)/ready: pyproject.toml constraints.txt
 	@echo "Installing about 200 packages into $(VENV): $(if $(TORCH_INDEX),4 GB with torch for CPUs,8 GB on Linux; with torch for CPUs alone 4 GB (TORCH_INDEX in docs/operations.md))."
 	@echo "This takes 3 to 6 minutes on a fast connection."
-	test -x $(BIN)/python || $(WATCHED) $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/pip || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "PYTHON: Python 3.11 or later is needed ($(PYTHON)). Fix: make env PYTHON=python3.11" >&2; exit 1; }
+	# pip comes last: without it, an earlier start was interrupted before the environment was made.
+	test -x $(BIN)/pip || $(WATCHED) $(PYTHON) -m venv $(VENV)
 	# torch and torchvision by their exact versions: everything else then finds them in place.
 	# From an index of their own they come alone, and what they need comes from pip's usual index.
 	$(if $(TORCH_INDEX),$(PIP) --no-deps --index-url "$(TORCH_INDEX)" $(TORCH))

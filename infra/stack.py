@@ -173,34 +173,40 @@ def start(platform: Platform, supervisor: Supervisor) -> None:
 
 
 def _make_database(platform: Platform) -> None:
-    """Create the files of the PostgreSQL database, unless they are complete."""
+    """Create the files of the PostgreSQL database, unless they are complete.
+
+    They are made in a folder of another name, since `initdb` writes `PG_VERSION` before the others:
+    after an interruption, this file would make an incomplete database look complete.
+    """
     folder, user = platform.data / "postgres", unprivileged_user()
-    folder.mkdir(exist_ok=True)
+    is_complete = (folder / "PG_VERSION").exists()
+    part = folder if is_complete else folder.with_name("postgres.part")
+    if not is_complete:
+        for leftover in (folder, part):
+            shutil.rmtree(leftover, ignore_errors=True)
+        part.mkdir()
     if user is not None:
-        shutil.chown(folder, user)
-        if not _can_enter(folder, user):
+        shutil.chown(part, user)
+        if not _can_enter(part, user):
             raise StackError(
-                f"PostgreSQL runs as {user}, who cannot enter {folder}. Fix: start the stack as "
+                f"PostgreSQL runs as {user}, who cannot enter {part}. Fix: start the stack as "
                 "another user than root, or give a --data folder that all users can enter"
             )
-    if (folder / "PG_VERSION").exists():
+    if is_complete:
         return
-    # An earlier start may have been interrupted before the database was complete, so remove its
-    # files.
-    for path in folder.iterdir():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
     password = platform.data / "database-password"
     _private(password, platform.secrets["database"])
     if user is not None:
         shutil.chown(password, user)
     try:
         run_once(
-            (postgres_program("initdb"), "-D", str(folder), "-U", DATABASE_USER, "-E", "UTF8",
+            (postgres_program("initdb"), "-D", str(part), "-U", DATABASE_USER, "-E", "UTF8",
              "--locale=C.UTF-8", "--auth=scram-sha-256", f"--pwfile={password}"),
             {}, user,
         )  # fmt: skip
     finally:
         password.unlink()
+    part.rename(folder)
 
 
 def _can_enter(folder: Path, user: str) -> bool:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import uuid
+from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ldmprobe_core.errors import UserError
+from ldmprobe_core.study.readers.yaml_files import read_yaml
 from ldmprobe_core.study.sections import Execution
 
 
@@ -18,18 +18,18 @@ def cluster_spec(execution: Execution) -> dict[str, Any]:
     the flow that ends first would delete it.
 
     Raises:
-        UserError: the file cannot be read, is not YAML, or describes another resource.
+        UserError: the file cannot be read, is not strict YAML, or describes another resource.
     """
     try:
-        with open(str(execution.cluster), encoding="utf-8") as file:
-            spec = yaml.safe_load(file)
+        data = Path(str(execution.cluster)).read_bytes()
+        spec = read_yaml(data, f"execution.cluster: {execution.cluster:.80}")
         if spec["kind"] != "DaskCluster":
             raise KeyError("kind")
         spec["spec"]["worker"]["replicas"] = execution.workers
         name = f"{spec['metadata']['name']}-{uuid.uuid4().hex[:8]}"
         spec["metadata"]["name"] = name
         spec["spec"]["scheduler"]["service"]["selector"]["dask.org/cluster-name"] = name
-    except (OSError, yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError):
+    except (OSError, KeyError, TypeError):
         raise UserError(
             f"execution.cluster is {execution.cluster!r:.80}, which is no readable YAML file of "
             "one DaskCluster resource. Fix: give such a file, for example "

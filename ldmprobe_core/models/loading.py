@@ -188,7 +188,7 @@ def check_weights(folder: Path) -> None:
         if is_tokenizer and not (folder / name).is_dir():
             raise UserError(f"model: {folder / name} is missing. Fix: fetch it")
         if isinstance(entry, list) and len(entry) == 2 and name not in _NOT_LOADED:
-            network = _meta_network(folder / name, *entry)
+            network = meta_network(folder / name, *entry)
         if network is not None:
             require_weights(folder / name, network)
             _require_not_quantized(folder / name)
@@ -208,7 +208,7 @@ _NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder")
 """Pipeline components that studies do not use, so that their weights may be missing."""
 
 
-def _meta_network(folder: Path, library: str | None, name: str | None) -> nn.Module | None:
+def meta_network(folder: Path, library: str | None, name: str | None) -> nn.Module | None:
     """Build the network of a pipeline component on the meta device, without its weights.
 
     Args:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ldmprobe_core.errors import UserError
 from ldmprobe_core.study.prompt_sets import CATEGORIES
 from ldmprobe_core.tabletop import IMAGE_SIZE
 from ldmprobe_core.tabletop.render import Rendering, render
@@ -74,18 +75,21 @@ def render_dataset(
         progress: called after each block with the number of scenes that this call has rendered.
 
     Raises:
-        ValueError: ``folder`` contains a dataset of another size, or one that lacks an array.
+        UserError: ``folder`` contains a dataset of another size, or one that lacks an array.
     """
     folder.mkdir(parents=True, exist_ok=True)
     begun = any(folder.glob("done-*"))
     for name, (shape, dtype) in _ARRAYS.items():
         path = folder / f"{name}.npy"
         if begun and not path.exists():
-            raise ValueError(f"{path} is missing from an earlier dataset. Fix: remove the folder")
+            raise UserError(f"{path} is missing from an earlier dataset. Fix: remove the folder")
         if not path.exists():
             np.lib.format.open_memmap(path, "w+", dtype=dtype, shape=(scenes, *shape)).flush()
-        elif len(np.load(path, mmap_mode="r")) != scenes:
-            raise ValueError(f"{path} has another number of scenes than {scenes}. Fix: remove it")
+        elif (rendered := len(np.load(path, mmap_mode="r"))) != scenes:
+            raise UserError(
+                f"{path}: it has {rendered} scenes, another number than is asked for ({scenes}). "
+                f"Fix: ask for {rendered} scenes, or give another folder"
+            )
     blocks = [(a, min(a + BLOCK, scenes)) for a in range(0, scenes, BLOCK)]
     blocks = [b for b in blocks if not (folder / f"done-{b[0]:06d}").exists()]
     done = 0
@@ -106,6 +110,9 @@ class Dataset:
 
     Attributes:
         train, held_out: indices of the training scenes and of the others.
+
+    Raises:
+        UserError: there are no more scenes than are held out.
     """
 
     def __init__(self, folder: Path, held_out: int) -> None:
@@ -113,6 +120,11 @@ class Dataset:
             np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS
         )
         self.scenes = len(self.category)
+        if self.scenes <= held_out:
+            raise UserError(
+                f"{folder}: {self.scenes} scenes leave none to train on, since {held_out} are held "
+                "out. Fix: render more into another folder (--scenes, --work)"
+            )
         self.train = range(self.scenes - held_out)
         self.held_out = range(self.scenes - held_out, self.scenes)
 
@@ -129,7 +141,14 @@ def shuffled_batches(n: int, size: int, seed: int, start: int = 0) -> Iterator[n
     Args:
         size: indices a batch.
         start: number of the first batch.
+
+    Raises:
+        UserError: there are fewer indices than a batch has.
     """
+    if n < size:
+        raise UserError(
+            f"{n} scenes to train on are fewer than a batch ({size}). Fix: render more scenes"
+        )
     batches_an_epoch = n // size
     step = start
     while True:

@@ -46,6 +46,11 @@ STAGES = ("render", "autoencoder", "denoiser", "labelers", "export")
 def main() -> None:
     """Run the stages that the command line selects."""
     args = _arguments()
+    if "render" in args.stages and args.scenes <= HELD_OUT:
+        raise UserError(
+            f"--scenes: {args.scenes} scenes leave none to train on, since {HELD_OUT} are held out "
+            "for measurements. Fix: give more"
+        )
     if args.threads:
         torch.set_num_threads(args.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -180,10 +180,25 @@ def test_cluster_spec_has_the_number_of_workers_and_a_name_of_its_own():
     )
 
 
-@pytest.mark.parametrize("content", [None, "a: [", "kind: Pod", "- 1", "kind: DaskCluster"])
+@pytest.mark.parametrize("content", [None, "kind: Pod", "- 1", "kind: DaskCluster"])
 def test_cluster_spec_refuses_a_file_that_describes_no_cluster(tmp_path, content):
     path = tmp_path / "cluster.yaml"
     if content is not None:
         path.write_text(content)
     with pytest.raises(UserError, match=r"execution.cluster is .*cluster.yaml"):
+        cluster_spec(Execution(runner="dask", cluster=str(path)))
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("a: [", r", line \d+: this is not valid YAML"),
+        ("spec: {worker: {}}", r", line \d+: key 'spec' is given twice \(first on line \d+\)"),
+        ("made: 2026-13-45", r": a value cannot be read \(month must be in 1\.\.12"),
+    ],
+)
+def test_cluster_spec_refuses_what_a_study_file_may_not_have_either(tmp_path, line, problem):
+    path = tmp_path / "cluster.yaml"
+    path.write_text((KUBERNETES / "dask-cluster.yaml").read_text() + f"\n{line}\n")
+    with pytest.raises(UserError, match=rf"^execution\.cluster: .*cluster\.yaml{problem}.*Fix: "):
         cluster_spec(Execution(runner="dask", cluster=str(path)))

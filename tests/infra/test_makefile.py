@@ -40,6 +40,36 @@ def test_env_says_size_and_time_before_it_installs(tmp_path):
     assert sum("pip install" in line for line in rest) == 3
 
 
+def make_env(tmp_path, python):
+    """Carry out `make env` with a script in the place of Python; no package is installed."""
+    script = tmp_path / "python"
+    script.write_text(f"#!/bin/sh\n{python}\n")
+    script.chmod(0o755)
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    return subprocess.run(
+        ["make", "env", f"VENV={tmp_path}/venv", f"PYTHON={script}", "TORCH_INDEX="],
+        cwd=ROOT, env=clean, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_env_names_a_python_that_is_too_old_before_it_makes_anything(tmp_path):
+    done = make_env(tmp_path, "exit 1")
+    assert done.returncode == 2
+    assert re.search(r"^PYTHON: Python 3\.11 or later is needed \(.*\)\. Fix: ", done.stderr, re.M)
+    assert not (tmp_path / "venv").exists()
+
+
+def test_env_completes_an_environment_whose_creation_was_interrupted(tmp_path):
+    """Python is in it, and pip, which comes last, is not."""
+    folder = tmp_path / "venv" / "bin"
+    folder.mkdir(parents=True)
+    (folder / "python").touch(0o755)
+    pip = folder / "pip"
+    done = make_env(tmp_path, f"[ $1 = -c ] || {{ echo 'exit 0' > {pip}; chmod +x {pip}; }}")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "venv" / "ready").exists()
+
+
 def test_env_takes_torch_alone_from_the_index_that_the_user_names(tmp_path):
     lines = commands(tmp_path, "TORCH_INDEX=https://index.invalid/cpu")
     assert "4 GB with torch for CPUs" in lines[0]

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from ldmprobe_core.errors import UserError
 from ldmprobe_core.study.prompt_sets import CATEGORIES
 from ldmprobe_core.tabletop import render
 from ldmprobe_core.tabletop.dataset import Dataset, render_dataset, shuffled_batches
@@ -22,11 +23,19 @@ def test_render_dataset_resumes_by_block(tmp_path, monkeypatch):
     (tmp_path / "done-000004").unlink()
     render_dataset(tmp_path, 10, processes=1, progress=done.append)
     assert done == [4]
-    with pytest.raises(ValueError, match="another number of scenes"):
+    with pytest.raises(UserError, match=r"it has 10 scenes, .* asked for \(11\)\. Fix: ask for 10"):
         render_dataset(tmp_path, 11, processes=1)
+    with pytest.raises(UserError, match=r"10 scenes leave none to train on, since 10 are .*Fix: "):
+        Dataset(tmp_path, held_out=10)
     (tmp_path / "normal.npy").unlink()
-    with pytest.raises(ValueError, match=r"normal\.npy is missing"):
+    with pytest.raises(UserError, match=r"normal\.npy is missing"):
         render_dataset(tmp_path, 10, processes=1)
+
+
+def test_shuffled_batches_of_more_than_there_is_are_refused():
+    assert sorted(next(shuffled_batches(3, 3, seed=1))) == [0, 1, 2]
+    with pytest.raises(UserError, match=r"3 scenes to train on are fewer than a batch \(4\)\. Fix"):
+        next(shuffled_batches(3, 4, seed=1))
 
 
 def test_shuffled_batches_cover_each_epoch_and_can_start_midway():

@@ -46,6 +46,16 @@ def test_train_main_continues_a_model_folder_and_writes_another(tiny, tmp_path, 
     assert "| judge: accuracy on 12 generated images |" in (out / "README.md").read_text()
 
 
+def test_train_main_refuses_scenes_that_are_all_held_out_before_it_renders(tmp_path, monkeypatch):
+    work = tmp_path / "work"
+    monkeypatch.setattr(sys, "argv", ["train", "--work", str(work), "--scenes", "2000"])
+    with pytest.raises(
+        UserError, match=r"^--scenes: 2000 scenes leave none to train on.*Fix: give"
+    ):
+        train.main()
+    assert not work.exists()
+
+
 def test_require_same_origin_refuses_checkpoints_that_began_otherwise(tmp_path):
     work, first, second = (tmp_path / name for name in ("work", "first", "second"))
     work.mkdir()

@@ -1,8 +1,9 @@
-"""Check for missing weights in a model folder, from index files and safetensors headers alone.
+"""Check the weights in a model folder, from index files and safetensors headers alone.
 
 If a weight tensor is missing from the files, `from_pretrained` fills it with random values and only
-logs a warning, and every worker would then use a different model.  This module therefore looks up
-the name and shape of every tensor that a network needs before the weights are loaded.
+logs a warning, and every worker would then use a different model.  Tensors that the network has no
+place for are dropped in the same way, so that a config of fewer layers gives another model.  This
+module therefore looks up the name and shape of every tensor before the weights are loaded.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -190,7 +191,10 @@ def _read_shards(folder: Path, index: Path) -> dict[str, StoredTensor]:
 
 
 def require_weights(folder: Path, network: nn.Module) -> None:
-    """Check that the weight files of a component have every tensor of its network.
+    """Check that the weight files of a component have every tensor of its network, and no others.
+
+    Files of text encoders may have tensors of further networks, as those of a whole CLIP model do.
+    They must have no further entries of a list that the network has, such as its layers.
 
     Args:
         folder: folder of the component, such as ``unet/``.
@@ -198,8 +202,8 @@ def require_weights(folder: Path, network: nn.Module) -> None:
             its tensors.
 
     Raises:
-        UserError: a tensor is missing, has another shape than in the network or is quantized, or a
-            file is missing or incomplete.
+        UserError: a tensor is missing, has another shape than in the network, has no place in it or
+            is quantized, or a file is missing or incomplete.
     """
     library = type(network).__module__.partition(".")[0]
     component = read_component(folder, library if library in _STEMS else None)
@@ -231,6 +235,55 @@ def require_weights(folder: Path, network: nn.Module) -> None:
             f"model: in the weights of {folder}, tensor {mismatched[0]}. Fix: fetch config.json "
             "and weights of the same model"
         )
+    names = {alias for name in network.state_dict() for alias in _aliases(name)}
+    surplus = surplus_names(stored, names, network)
+    if library == "transformers":
+        surplus = _in_lists(surplus, names)
+    if surplus:
+        raise UserError(
+            f"model: {folder} holds {len(surplus)} tensors that its config.json has no place for, "
+            f"such as {surplus[0]}. Fix: fetch config.json and weights of the same model"
+        )
+
+
+def surplus_names(stored: Collection[str], names: Collection[str], network: nn.Module) -> list[str]:
+    """Return the names of stored tensors that a network does not read, sorted.
+
+    Buffers that the network computes itself are left out, and so are moving averages of weights
+    during training (EMA), which some files hold beside the weights.
+
+    Args:
+        stored: names of the stored tensors.
+        names: names of the network's tensors, in all forms that a file may have.
+        network: the network.
+    """
+    buffers = {alias for name, _ in network.named_buffers() for alias in _aliases(name)}
+    ignored = getattr(network, "_keys_to_ignore_on_load_unexpected", None) or ()
+    return sorted(
+        name
+        for name in stored
+        if name not in names
+        and name not in buffers
+        and not name.endswith("position_ids")
+        and not name.startswith("model_ema.")
+        and not any(re.search(pattern, name) for pattern in ignored)
+    )
+
+
+def _in_lists(surplus: list[str], names: Collection[str]) -> list[str]:
+    """Return those tensor names that are further entries of a numbered list of a network."""
+    entries = {entry for name in names for entry in _list_entries(name)}
+    lists = {listed for listed, _ in entries}
+    return [
+        name
+        for name in surplus
+        if any(entry[0] in lists and entry not in entries for entry in _list_entries(name))
+    ]
+
+
+def _list_entries(name: str) -> list[tuple[str, str]]:
+    """Return list and number of each list entry in a name: ``a`` and ``0`` in ``a.0.weight``."""
+    return [(name[: match.start()], match[1]) for match in re.finditer(r"\.(\d+)(?=\.)", name)]
 
 
 def _current_name(name: str) -> str:

@@ -167,10 +167,11 @@ def _require_usable(folder: Path, tokenizer: Any) -> None:
     """Check that a tokenizer has a vocabulary, a padding token and a numeric maximum length.
 
     Without its vocabulary file, transformers builds a tokenizer that has special tokens only and
-    reads every prompt as the same.
+    reads every prompt as the same.  With a ``merges.txt`` that was cut, it divides words into
+    smaller parts than the text encoder was trained on.
 
     Raises:
-        UserError: one of them is missing.
+        UserError: one of them is missing, or a word of a byte-pair encoding has no merge.
     """
     length = tokenizer.model_max_length
     words = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
@@ -180,9 +181,33 @@ def _require_usable(folder: Path, tokenizer: Any) -> None:
         problem = "has no padding token (pad_token), which pipelines need"
     elif not any(character.isalnum() for word in words for character in word):
         problem = "has no vocabulary, only special tokens"
+    elif unmade := _words_without_merge(folder, words - set(tokenizer.get_added_vocab())):
+        problem = (
+            f"lacks {len(unmade)} merges in merges.txt, so it never gives {unmade[0]!r:.40} of its "
+            "vocabulary"
+        )
     else:
         return
     raise UserError(f"model: the tokenizer in {folder} {problem}. Fix: fetch its files again")
+
+
+def _words_without_merge(folder: Path, words: set[str]) -> list[str]:
+    """Return the words of a byte-pair encoding that no merge makes, sorted.
+
+    In ``merges.txt``, each line has the two parts of one word.  A word of one character, with or
+    without the mark of a word's end, needs no merge.
+
+    Args:
+        folder: folder of the tokenizer; the list is empty if its files are not ``vocab.json`` and
+            ``merges.txt`` alone.
+        words: its vocabulary without special and added tokens.
+    """
+    path = folder / "merges.txt"
+    if (folder / "tokenizer.json").is_file() or not path.is_file():
+        return []
+    lines = (line.split() for line in path.read_text("utf-8").split("\n"))
+    made = {"".join(parts) for parts in lines if len(parts) == 2}
+    return sorted(word for word in words - made if len(word.removesuffix("</w>")) > 1)
 
 
 def _text_part(tokenizer: Any) -> Any:

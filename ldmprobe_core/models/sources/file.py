@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
-from diffusers.loaders.single_file_utils import is_clip_model_in_single_file, is_t5_in_single_file
+from diffusers.loaders.single_file_utils import (
+    create_diffusers_clip_model_from_ldm,
+    create_diffusers_t5_model_from_checkpoint,
+    is_clip_model_in_single_file,
+    is_t5_in_single_file,
+)
 from torch import Tensor, nn
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.models.files.checkpoint import FLOATS, read_component, read_header
+from ldmprobe_core.models.files.checkpoint import (
+    FLOATS,
+    StoredTensor,
+    read_header,
+    require_weights,
+    surplus_names,
+)
 from ldmprobe_core.models.files.model_folder import fingerprint
-from ldmprobe_core.models.loading import prepare_pipeline
+from ldmprobe_core.models.loading import meta_network, prepare_pipeline
 from ldmprobe_core.models.sources.folder import FolderSource
 from ldmprobe_core.study.readers.value_types import user_path
 from ldmprobe_core.study.schema import Study
@@ -54,11 +67,12 @@ class FileSource(FolderSource):
             )
 
     def require_weights(self) -> None:
-        """Check that the file's header lists every weight of the denoiser and the VAE.
+        """Check that the file's header lists every weight of the denoiser, VAE and text encoders.
 
         Raises:
-            UserError: a weight is missing, of another shape or quantized, or the text encoders are
-                neither in the file nor, as safetensors, in the folder of the configs.
+            UserError: a weight is missing, of another shape, without a place or quantized, or a
+                text encoder is neither in the file nor, as safetensors, in the folder of the
+                configs.
         """
         header = read_header(self.path)
         quantized = [name for name, tensor in header.items() if tensor.dtype not in FLOATS]
@@ -72,12 +86,65 @@ class FileSource(FolderSource):
         }
         for network in self.networks():
             self._require_all(network, tensors)
+        for name, kind in self._text_encoders().items():
+            if _holds(kind, header):
+                self._require_encoder(name, kind, header)
+            else:
+                encoder = meta_network(self.folder / name, "transformers", kind.__name__)
+                if encoder is not None:
+                    require_weights(self.folder / name, encoder)
+
+    def _text_encoders(self) -> dict[str, Any]:
+        """Return the class of each text encoder in the configs, by name of the component."""
         index = json.loads((self.folder / "model_index.json").read_text("utf-8"))
-        for name, entry in index.items():
-            if name.startswith("text_encoder") and isinstance(entry, list) and entry[-1]:
-                kind = type(entry[-1], (), {})
-                if not (is_clip_model_in_single_file(kind, tensors) or _is_t5(kind, tensors)):
-                    read_component(self.folder / name)
+        return {
+            name: getattr(transformers, entry[-1])
+            for name, entry in index.items()
+            if name.startswith("text_encoder") and isinstance(entry, list) and entry[-1]
+        }
+
+    def _require_encoder(self, name: str, kind: Any, header: dict[str, StoredTensor]) -> None:
+        """Check that the file has every tensor of a text encoder, by the conversion of diffusers.
+
+        The encoder is made of zeros that take no memory.
+        """
+        zeros = {key: torch.zeros(()).expand(tensor.shape) for key, tensor in header.items()}
+        is_t5 = kind.__name__.startswith("T5")
+        convert: Any = (
+            create_diffusers_t5_model_from_checkpoint
+            if is_t5
+            else create_diffusers_clip_model_from_ldm
+        )
+        try:
+            encoder = convert(
+                kind,
+                checkpoint=zeros,
+                config=str(self.folder),
+                subfolder=name,
+                local_files_only=True,
+            )
+        # As for the other networks, diffusers raises errors of many types; all are caught.
+        except Exception as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise UserError(
+                f"model.source: {self.path} does not fit the {name} of {self.folder} "
+                f"({type(error).__name__}: {reason:.80}). Fix: set model.config to the configs of "
+                "this model"
+            ) from error
+        self._require_loaded(name, encoder)
+
+    def _require_loaded(self, name: str, part: nn.Module) -> None:
+        """Check that a network which diffusers has loaded from the file lacks no tensor.
+
+        Files have only one of the tensors that share values, which diffusers does not share out.
+        """
+        if isinstance(part, transformers.PreTrainedModel) and _without_data(part):
+            part.tie_weights()
+        lost = _without_data(part)
+        if lost:
+            raise UserError(
+                f"model.source: {self.path} lacks {lost[0]} of the {name}. Fix: fetch it again"
+            )
 
     def _require_all(self, network: nn.Module, tensors: dict[str, Tensor]) -> None:
         """Check that the file's tensors, after diffusers has renamed them, match a network."""
@@ -101,6 +168,19 @@ class FileSource(FolderSource):
                     f"is {shape}, not {tuple(value.shape)}). Fix: set model.config to the "
                     "configs of this model"
                 )
+        # Some conversion functions also return the tensors of other networks, under their names.
+        parts = {name.partition(".")[0] for name in network.state_dict()}
+        surplus = [
+            name
+            for name in surplus_names(given, network.state_dict().keys(), network)
+            if name.partition(".")[0] in parts or name not in tensors
+        ]
+        if surplus:
+            raise UserError(
+                f"model.source: {self.path} holds {len(surplus)} tensors that the {kind} of "
+                f"{self.folder} has no place for, such as {surplus[0]}. Fix: set model.config to "
+                "the configs of this model"
+            )
 
     def fingerprint(self) -> str:
         """Return a hash of the weight file and of the config folder's configs and text encoders."""
@@ -112,6 +192,16 @@ class FileSource(FolderSource):
     def load(self, study: Study, device: torch.device) -> Any:
         """Load the pipeline from the file: the VAE in float32, the rest in ``model.dtype``."""
         self.require_weights()
+        header = read_header(self.path)
+        # Diffusers looks for the encoders that the file lacks under a file name that transformers
+        # does not write, so they are loaded here.
+        encoders = {
+            name: kind.from_pretrained(
+                self.folder / name, dtype=torch.float32, use_safetensors=True, local_files_only=True
+            )
+            for name, kind in self._text_encoders().items()
+            if not _holds(kind, header)
+        }
         try:
             pipeline = self.architecture.diffusers_class.from_single_file(
                 str(self.path),
@@ -119,6 +209,7 @@ class FileSource(FolderSource):
                 local_files_only=True,
                 torch_dtype=torch.float32,
                 **self.architecture.load_arguments,
+                **encoders,
             )
         # Diffusers raises errors of many types for files that it cannot convert; all are caught.
         except Exception as error:
@@ -131,19 +222,21 @@ class FileSource(FolderSource):
         for name, part in pipeline.components.items():
             if not isinstance(part, nn.Module):
                 continue
-            lost = [key for key, tensor in part.named_parameters() if tensor.is_meta]
-            if lost:
-                raise UserError(
-                    f"model.source: {self.path} lacks {lost[0]} of the {name}. Fix: fetch it again"
-                )
+            self._require_loaded(name, part)
             if name != "vae":
                 part.to(getattr(torch, study.model.dtype))
         return prepare_pipeline(pipeline, self.architecture, study, device)
 
 
-def _is_t5(kind: type, tensors: dict[str, Tensor]) -> bool:
-    """Return whether a text encoder is a T5 whose weights are among a file's tensors."""
-    return kind.__name__.startswith("T5") and is_t5_in_single_file(tensors)
+def _without_data(network: nn.Module) -> list[str]:
+    """Return the names of those parameters of a network that are on the meta device."""
+    return [name for name, tensor in network.named_parameters() if tensor.is_meta]
+
+
+def _holds(kind: type, header: Collection[str]) -> bool:
+    """Return whether a file holds a text encoder of this class, by the names of its tensors."""
+    is_t5 = kind.__name__.startswith("T5") and is_t5_in_single_file(header)
+    return is_t5 or is_clip_model_in_single_file(kind, header)
 
 
 def is_file(model: Model) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,11 +25,16 @@ from ldmprobe_core.study.readers.image_folder import (
     resize_map,
 )
 from ldmprobe_core.study.readers.map_files import MAP_SUFFIXES, load_map
+from ldmprobe_core.study.readers.map_notes import (
+    MapFacts,
+    comparison_notes,
+    listed,
+    map_notes,
+    mark_of,
+)
 from ldmprobe_core.study.readers.value_types import user_path
 from ldmprobe_core.study.sections import Images
 
-_MAX_NAMED = 5
-"""Largest number of files that one message lists."""
 _SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
 
 
@@ -70,7 +75,7 @@ class _Problems:
         if self.files:
             first, *others = self.files
             file_problem_and_remedy = self.files[first]
-            more = f". Other images with problems: {_listed(others)}" if others else ""
+            more = f". Other images with problems: {listed(others)}" if others else ""
             raise UserError(f"{file_problem_and_remedy}{more}")
 
 
@@ -87,28 +92,6 @@ class _PictureFacts:
     pixels: bytes
     is_small: bool
     is_rotated: bool
-
-
-@dataclass(frozen=True)
-class _MapFacts:
-    """Facts about one ground-truth map, resized to the model's image size.
-
-    Attributes:
-        missing: share of pixels that were not measured.
-        encoding, level: those of `LoadedMap`.
-        constant: whether all measured pixels have one value.
-        median: median of the absolute values of measured pixels.
-        digest: hash of the values.
-        is_small: whether the file has fewer rows or columns than the model's images.
-    """
-
-    missing: float
-    encoding: str
-    level: float | None
-    constant: bool
-    median: float
-    digest: bytes
-    is_small: bool
 
 
 def check_folder(
@@ -139,7 +122,7 @@ def check_folder(
             _require_new(folder / name, pictures[name].pixels, by_pixels)
     whole = [name for name in names if name not in problems.files]
     notes += _picture_notes(folder, pictures, size, props)
-    facts: dict[str, dict[str, _MapFacts]] = {prop: {} for prop in props}
+    facts: dict[str, dict[str, MapFacts]] = {prop: {} for prop in props}
     for name in whole:
         picture = folder / name
         for prop in props:
@@ -151,12 +134,12 @@ def check_folder(
                         images.missing.get(prop),
                     )  # fmt: skip
     problems.require_none()
-    missing, map_notes = _check_properties(images, facts)
-    return FolderCheck(tuple(notes + map_notes), missing)
+    missing, notes_on_maps = _check_properties(images, facts)
+    return FolderCheck(tuple(notes + notes_on_maps), missing)
 
 
 def _check_properties(
-    images: Images, facts: dict[str, dict[str, _MapFacts]]
+    images: Images, facts: dict[str, dict[str, MapFacts]]
 ) -> tuple[dict[str, float], list[str]]:
     """Check that the maps of each property have one format; return shares of unmeasured pixels.
 
@@ -183,13 +166,13 @@ def _check_properties(
         if by_name:
             _require_alike(folder, prop, by_name)
             missing[prop] = float(np.mean([one.missing for one in by_name.values()]))
-            notes += _map_notes(prop, by_name, missing[prop], stated)
-            notes += _comparison_notes(prop, by_name)
+            notes += map_notes(prop, by_name, missing[prop], stated)
+            notes += comparison_notes(prop, by_name)
     return missing, notes
 
 
 def _check_names(folder: Path, props: Collection[str]) -> list[str]:
-    """Return notes about files in the folder that are neither source images nor their maps.
+    """Return notes about files that are neither source images nor their maps, or may be misnamed.
 
     Raises:
         UserError: a file is named like a map, but has the suffix of a format that maps cannot have.
@@ -214,10 +197,25 @@ def _check_names(folder: Path, props: Collection[str]) -> list[str]:
     if unread:
         notes.append(
             f"images.folder: files that are neither PNG, JPEG or WebP images nor maps are not "
-            f"read: {_listed(unread)}"
+            f"read: {listed(unread)}"
         )
     if orphans:
-        notes.append(f"images.folder: maps without a source image are not read: {_listed(orphans)}")
+        notes.append(f"images.folder: maps without a source image are not read: {listed(orphans)}")
+    endings = [f"{mark}{prop}" for prop in props for mark in "_-"]
+    mistaken = [
+        path.name
+        for path in files
+        if path.stem in stems
+        and any(
+            path.stem.endswith(ending) and path.stem.removesuffix(ending) in stems
+            for ending in endings
+        )
+    ]
+    if mistaken:
+        notes.append(
+            "images.folder: files that may be maps are taken as source images, since the name of a "
+            f"map has a dot before its property: {listed(mistaken)}"
+        )
     return notes
 
 
@@ -264,24 +262,25 @@ def _check_map(
     prop: str,
     size: tuple[int, int],
     missing: float | None,
-) -> _MapFacts:
+) -> MapFacts:
     """Load a map, resize it to the model's image size, and return facts such as its median."""
     loaded = load_map(path, prop, missing)
     require_same_aspect(path, loaded, picture)
     values = resize_map(path, loaded, prop, size)
     measured = values[~np.isnan(values)]
-    return _MapFacts(
+    return MapFacts(
         1 - measured.size / values.size,
         loaded.encoding,
         loaded.level,
         bool((measured == measured[0]).all()),
         float(np.median(np.abs(measured))),
+        mark_of(prop, loaded.values),
         hashlib.sha256(values.tobytes()).digest(),
         any(stored < needed for stored, needed in zip(loaded.values.shape, size, strict=True)),
     )
 
 
-def _require_alike(folder: Path, prop: str, facts: dict[str, _MapFacts]) -> None:
+def _require_alike(folder: Path, prop: str, facts: dict[str, MapFacts]) -> None:
     """Check that the maps of a property have the same encoding, and are not all constant.
 
     Raises:
@@ -320,7 +319,7 @@ def _picture_notes(
     if small:
         notes.append(
             f"images: {len(small)} of {len(facts)} source images are smaller than the model's, "
-            f"{size[0]} x {size[1]}, and are enlarged: {_listed(small)}"
+            f"{size[0]} x {size[1]}, and are enlarged: {listed(small)}"
         )
     rotated = [
         name
@@ -330,69 +329,6 @@ def _picture_notes(
     if rotated:
         notes.append(
             f"images: {len(rotated)} of {len(facts)} source images are rotated by their EXIF "
-            f"orientation, and their maps are taken to be upright already: {_listed(rotated)}"
+            f"orientation, and their maps are taken to be upright already: {listed(rotated)}"
         )
     return notes
-
-
-_ODD_SCALE = 100
-"""Smallest ratio of a map's median to the median of all maps at which a warning is given."""
-
-
-def _comparison_notes(prop: str, facts: dict[str, _MapFacts]) -> list[str]:
-    """Return notes on duplicate maps, on enlarged maps, and on maps whose scale is unusual."""
-    notes = []
-    varied = {name: one for name, one in facts.items() if not one.constant}
-    first: dict[bytes, str] = {}
-    equal = [name for name, one in varied.items() if first.setdefault(one.digest, name) != name]
-    if equal:
-        of = first[varied[equal[0]].digest]
-        notes.append(
-            f"images: {len(equal)} {prop} maps equal another one, such as {of} and {equal[0]}"
-        )
-    small = [name for name, one in facts.items() if one.is_small]
-    if small:
-        notes.append(
-            f"images: {len(small)} of {len(facts)} {prop} maps are smaller than the model's "
-            f"images and are enlarged: {_listed(small)}"
-        )
-    usual = float(np.median([one.median for one in facts.values()]))
-    odd = [
-        name
-        for name, one in varied.items()
-        if usual and not usual / _ODD_SCALE < one.median < usual * _ODD_SCALE
-    ]
-    if odd and not property_of(prop).is_mask:
-        notes.append(
-            f"images: the values of {len(odd)} of {len(facts)} {prop} maps are of another scale "
-            f"than those of the others (median {facts[odd[0]].median:.3g}, usually {usual:.3g}), "
-            f"as if their units differed: {_listed(odd)}"
-        )
-    return notes
-
-
-def _map_notes(prop: str, facts: dict[str, _MapFacts], missing: float, stated: bool) -> list[str]:
-    """Return notes on maps with unmeasured pixels and on constant maps."""
-    notes = []
-    if missing:
-        notes.append(
-            f"images: {missing:.1%} of the pixels of the {prop} maps are not measured, and are "
-            "left out of fits and scores"
-        )
-    elif stated:
-        notes.append(f"images.missing has {prop}, but all pixels of its maps are measured")
-    constant = [name for name, one in facts.items() if one.constant]
-    if constant:
-        scalar = ", so that correlations with them are undefined"
-        notes.append(
-            f"images: {len(constant)} of {len(facts)} {prop} maps have one value throughout"
-            f"{'' if property_of(prop).is_mask else scalar}: {_listed(constant)}"
-        )
-    return notes
-
-
-def _listed(names: Iterable[str]) -> str:
-    """Join the first names for a message, and state how many more there are."""
-    listed = list(names)
-    more = f" and {len(listed) - _MAX_NAMED} more" if len(listed) > _MAX_NAMED else ""
-    return ", ".join(listed[:_MAX_NAMED]) + more

@@ -11,8 +11,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.study.readers.jpeg_files import require_whole_jpeg
-from ldmprobe_core.study.readers.png_files import lacks_rows
+from ldmprobe_core.study.readers.whole_images import lacks_rows, require_whole_jpeg
 
 BACKGROUND = (255, 255, 255)
 """RGB colour over which transparent images are laid: white, as in a browser."""

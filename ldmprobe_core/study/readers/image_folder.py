@@ -6,8 +6,8 @@ foreground map holds 0 and one other number.  Shading is at least 0.  NaN, and t
 ``images.missing``, mark pixels that were not measured.
 
 Functions that judge files by their names take ``props``, the names of the properties that may have
-maps: those of the study, `Study.map_properties`.  The name of any other property in a file's name
-has no meaning.
+maps: those of the study, `Study.map_properties`.  `image_names` refuses an image beside another one
+that has any other word in the place of the property.
 """
 
 from __future__ import annotations
@@ -110,9 +110,11 @@ def image_names(images: Images, props: Collection[str]) -> list[str]:
         props: properties that may have maps.
 
     Raises:
-        UserError: the folder does not exist or has too few images.
+        UserError: the folder does not exist, has too few images, or has an image that is named like
+            a map of an unknown property.
     """
     names = list_images(images.folder, props, "images.folder")
+    _require_no_unknown_maps(user_path(images.folder), names, props)
     count = images.samples or len(names)
     if len(names) < max(3, count):
         raise UserError(
@@ -121,6 +123,39 @@ def image_names(images: Images, props: Collection[str]) -> list[str]:
             "each split)"
         )
     return names[:count]
+
+
+def _require_no_unknown_maps(folder: Path, names: list[str], props: Collection[str]) -> None:
+    """Check that no image is named like a map of another image, but with an unknown property.
+
+    Such a file is probably a map with a misspelled name.  An image that has a map of its own, such
+    as ``a.side.depth.npy`` beside ``a.side.png``, is certainly none.
+
+    Raises:
+        UserError: an image is named like a map.
+    """
+    stems = {Path(name).stem: name for name in names}
+    for name in names:
+        stem, _, word = Path(name).stem.rpartition(".")
+        if stem not in stems or not any(letter.isalpha() for letter in word):
+            continue
+        if any(map_path(folder, name, prop) for prop in props):
+            continue
+        problem = f"{word} is no property that can have maps"
+        components = _components_of(word.lower(), props)
+        if components:
+            problem = f"maps of {word} are given by component ({', '.join(components)})"
+        raise UserError(
+            f"{folder / name}: it is named like a map of {stems[stem]}, but {problem}. Fix: name "
+            f"a map {stem}.PROPERTY.npy, .png, .tif or .exr, with one of {', '.join(props)}; name "
+            f"a source image without {f'.{word}'!r}"
+        )
+
+
+def _components_of(name: str, props: Collection[str]) -> list[str]:
+    """Return the properties that are components of a vector or class map of this name."""
+    records = ((prop, property_of(prop).component) for prop in props)
+    return [prop for prop, component in records if component and component.vector == name]
 
 
 def images_hash(images: Images, names: list[str], props: Collection[str]) -> str:

@@ -27,6 +27,7 @@ _FULL_LEVELS = (1, 255, 65535)
 """Values that are read as foreground in a mask whose pixels all have this value."""
 _NODATA = 42113
 """Tag of TIFF files in which GDAL states the value of pixels that were not measured."""
+_BITS_PER_SAMPLE = 258
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
 _MAX_NAMED = 6
 """Largest number of distinct mask values that one message lists."""
@@ -257,6 +258,14 @@ def _exr(path: Path) -> np.ndarray:
     )
 
 
+def _has_sixteen_bits(image: Image.Image) -> bool:
+    """Return whether a PNG or TIFF file that is open, but not loaded, has 16 bits per channel."""
+    if image.format == "TIFF":
+        return 16 in image.tag_v2.get(_BITS_PER_SAMPLE, ())  # type: ignore[attr-defined]
+    # Of a PNG, the arguments of the decoder are the mode of the stored bytes, such as RGB;16B.
+    return "16" in str(image.tile[0].args)  # type: ignore[attr-defined]
+
+
 def _image(path: Path) -> np.ndarray:
     """Decode the numbers of a PNG or TIFF file, (y, x) or (y, x, channel)."""
     with Image.open(path, formats=[_FORMATS[path.suffix]]) as image:
@@ -267,7 +276,7 @@ def _image(path: Path) -> np.ndarray:
         require_readable_size(path, *image.size)
         # For a TIFF in which 0 is white, Pillow inverts 8-bit values but not 16-bit values.
         inverted = image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO  # type: ignore[attr-defined]
-        sixteen_bits = "16" in str(image.tile[0].args)
+        sixteen_bits = _has_sixteen_bits(image)
         require_intact(path, image.format)
         require_all_pixels(path, image)
         image.load()

@@ -129,7 +129,9 @@ def _read(path: str, split: str | None) -> list[Row]:
     text = decode_text(data, path)
     # In the non-strict mode, a quote that is never closed would silently make all following lines
     # part of one prompt.
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    # Without `skipinitialspace`, the quotes of a field after a comma and a space would be a part of
+    # the prompt.
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
     try:
         header = next(reader, [])
         names = [_ALIASES.get(name.strip().lower(), name.strip().lower()) for name in header]

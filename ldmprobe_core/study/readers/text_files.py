@@ -24,6 +24,13 @@ _MULTIBYTE = re.compile(
 _NOT_WESTERN = re.compile(rb"[\xc0-\xff]{3}|[\x80-\xff]{4}")
 """Pattern of byte runs that occur in Cyrillic or Chinese text, but not in Western words."""
 
+_MISPLACED = re.compile("(?<=[a-z\u00df-\u00ff])(?:[ŠŒŽŸ]|[‚„](?![^\\W\\d_]))")
+"""Pattern of characters that are accented letters in Mac Roman or in a code page of DOS.
+
+In Windows-1252 their bytes are capital letters, which do not follow a lowercase letter, and opening
+quotes, which precede a word.
+"""
+
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ufffd\ufffe\uffff]")
 _NAMED = {"\ufeff": "a byte order mark inside the file", "\ufffd": "a character that was lost"}
 
@@ -97,5 +104,12 @@ def _windows_1252(data: bytes, invalid: int, name: str) -> str:
     if other is not None:
         raise byte_error(
             other.start(), "not UTF-8, nor part of a Western European word in Windows-1252"
+        )
+    misplaced = _MISPLACED.search(text)
+    if misplaced is not None:
+        raise byte_error(
+            misplaced.start(),
+            f"not UTF-8, and in Windows-1252 a misplaced {misplaced[0]}, as if the file were from "
+            "an old Macintosh or DOS",
         )
     return text

@@ -1,6 +1,8 @@
 """Weights that are missing, cut or of another model are named from file headers alone."""
 
 import json
+import re
+import shutil
 import struct
 from contextlib import nullcontext
 
@@ -91,6 +93,52 @@ def test_require_weights_names_a_missing_tensor(component):
     save_file(state, path / WEIGHTS)
     with pytest.raises(UserError, match=r"lacks the tensor 1\.bias\. Fix"):
         require_weights(path, network)
+
+
+@pytest.mark.parametrize(
+    ("part", "setting", "lost"),
+    [
+        ("text_encoder", {"num_hidden_layers": 1}, r"encoder\.layers\.1\."),
+        ("unet", {"mid_block_type": None}, r"^mid_block\."),
+        ("vae", {"mid_block_add_attention": False}, r"mid_block\.attentions\."),
+        ("vae", {"use_quant_conv": False}, r"^quant_conv\."),
+    ],
+)
+def test_check_weights_names_tensors_without_a_place_in_the_config(
+    folder, tmp_path, part, setting, lost
+):
+    """The library loads such a model without an error, and drops these tensors."""
+    changed = tmp_path / "model"
+    shutil.copytree(folder, changed)
+    path = changed / part / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | setting))
+    stored = load_file(next(path.parent.glob("*.safetensors")))
+    number = sum(re.search(lost, name) is not None for name in stored)
+    with pytest.raises(UserError, match=r"has no place for, such as .*\. Fix: fetch") as caught:
+        check_weights(changed)
+    problem, _, example = str(caught.value).partition(", such as ")
+    assert f"{part} holds {number} tensors that its config.json has no place for" in problem
+    assert re.search(lost, example)
+
+
+def test_require_weights_accepts_a_text_encoder_in_the_file_of_a_whole_model(folder, tmp_path):
+    """As in files of CLIP, which also hold the image encoder and its longer list of layers."""
+    state = load_file(folder / "text_encoder" / "model.safetensors")
+    further = {f"vision_model.encoder.layers.{i}.mlp.fc1.weight": torch.zeros(2) for i in range(9)}
+    further |= {"logit_scale": torch.ones(()), "text_model.embeddings.position_ids": torch.zeros(2)}
+    save_file(state | further, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with torch.device("meta"):
+        network = CLIPTextModel(CLIPTextConfig.from_pretrained(folder / "text_encoder"))
+    require_weights(tmp_path, network)
+
+
+def test_require_weights_accepts_moving_averages_and_buffers_of_the_network(component):
+    path, network = component
+    state = load_file(path / WEIGHTS)
+    network.register_buffer("table", torch.zeros(3, device="meta"), persistent=False)
+    further = {"table": torch.zeros(3), "model_ema.0.weight": torch.zeros(4, 3)}
+    save_file(state | further, path / WEIGHTS)
+    require_weights(path, network)
 
 
 def test_require_weights_names_a_tensor_of_another_shape(component):

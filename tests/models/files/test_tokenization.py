@@ -61,6 +61,26 @@ def test_tokenizer_of_names_a_tokenizer_that_cannot_be_read(tmp_path):
         tokenizer_of(folder)
 
 
+@pytest.mark.parametrize("kept", [1, 0.5, 0])
+def test_tokenizer_of_refuses_a_merges_file_that_was_cut(tmp_path, kept):
+    """The older files of a CLIP tokenizer: words to ids, and the pairs that make words."""
+    folder = tiny_models.write("sd1", tmp_path / "m")
+    files = folder / "tokenizer"
+    before = tokenizer_of(folder)("a red ball").ids
+    model = json.loads((files / "tokenizer.json").read_text())["model"]
+    (files / "tokenizer.json").unlink()
+    (files / "vocab.json").write_text(json.dumps(model["vocab"]))
+    pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    whole = len(pairs)
+    pairs = pairs[: int(whole * kept)]
+    (files / "merges.txt").write_text("\n".join(["#version: 0.2", *pairs, ""]))
+    if kept == 1:
+        assert tokenizer_of(folder)("a red ball").ids == before
+        return
+    with pytest.raises(UserError, match=rf"lacks {whole - len(pairs)} merges in merges\.txt.*Fix"):
+        tokenizer_of(folder)
+
+
 def test_tokenizer_of_pixart_makes_prompts_lowercase_as_its_pipeline_does(tmp_path):
     tokenize = tokenizer_of(tiny_models.write("pixart", tmp_path / "m"))
     assert tokenize(" A Red Ball").ids == tokenize("a red ball").ids

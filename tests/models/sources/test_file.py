@@ -1,5 +1,6 @@
 """Tests of models in one safetensors file, against the pipeline that was written into it."""
 
+import json
 import re
 import shutil
 
@@ -98,6 +99,24 @@ def test_plan_lists_weights_that_a_single_file_lacks(pipe, folder, tmp_path, dro
     assert re.match(f"model.source: {broken} {words}.*Fix: ", missing)
 
 
+@pytest.mark.parametrize(
+    ("part", "setting", "lost"),
+    [
+        ("unet", {"mid_block_type": None}, "UNet2DConditionModel .*, such as mid_block"),
+        ("vae", {"use_quant_conv": False}, "AutoencoderKL .*, such as quant_conv"),
+    ],
+)
+def test_plan_lists_tensors_of_a_single_file_without_a_place_in_the_configs(
+    file, folder, tmp_path, part, setting, lost
+):
+    changed = tmp_path / "config"
+    shutil.copytree(folder, changed)
+    path = changed / part / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | setting))
+    (missing,) = plan_study(study_of(file, changed)).missing
+    assert re.match(rf"model.source: {file} holds \d+ tensors that the {lost}\S*\. Fix: ", missing)
+
+
 def test_plan_lists_a_text_encoder_that_file_and_folder_lack(pipe, folder, tmp_path):
     broken = write_single_file(pipe, tmp_path / "broken.safetensors", ["cond_stage_model"])
     study = study_of(broken, folder)
@@ -108,11 +127,53 @@ def test_plan_lists_a_text_encoder_that_file_and_folder_lack(pipe, folder, tmp_p
     assert plan_study(study_of(broken, tmp_path / "config")).missing == ()
 
 
-def test_load_refuses_a_file_without_a_part_of_its_text_encoder(pipe, folder, tmp_path):
-    part = "cond_stage_model.transformer.text_model.final_layer_norm"
-    study = study_of(write_single_file(pipe, tmp_path / "broken.safetensors", [part]), folder)
-    with pytest.raises(UserError, match=r"^model\.source: .*lacks final_layer_norm.*Fix: "):
-        source_of(study.model).load(study, torch.device("cpu"))
+def test_text_encoder_that_a_file_lacks_is_loaded_from_the_folder(pipe, folder, tmp_path):
+    without = write_single_file(pipe, tmp_path / "model.safetensors", ["cond_stage_model"])
+    config = tmp_path / "config"
+    shutil.copytree(folder, config)
+    pipe.text_encoder.save_pretrained(config / "text_encoder")
+    study = study_of(without, config)
+    loaded = source_of(study.model).load(study, torch.device("cpu")).text_encoder
+    expected = pipe.text_encoder.state_dict()
+    assert loaded.state_dict().keys() == expected.keys()
+    for name, value in loaded.state_dict().items():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=0)
+
+
+def test_plan_lists_a_tensor_that_the_text_encoder_of_the_folder_lacks(pipe, folder, tmp_path):
+    without = write_single_file(pipe, tmp_path / "model.safetensors", ["cond_stage_model"])
+    config = tmp_path / "config"
+    shutil.copytree(folder, config)
+    pipe.text_encoder.save_pretrained(config / "text_encoder")
+    weights = config / "text_encoder" / "model.safetensors"
+    state = load_file(weights)
+    del state[next(name for name in state if name.endswith("layers.0.mlp.fc1.weight"))]
+    save_file(state, weights, metadata={"format": "pt"})
+    (missing,) = plan_study(study_of(without, config)).missing
+    assert re.match(rf"model: {config}/text_encoder lacks the tensor \S*fc1\.weight\. Fix", missing)
+
+
+@pytest.mark.parametrize("part", ["final_layer_norm", "encoder.layers.1"])
+def test_plan_lists_a_part_of_its_text_encoder_that_a_file_lacks(pipe, folder, tmp_path, part):
+    drop = f"cond_stage_model.transformer.text_model.{part}"
+    broken = write_single_file(pipe, tmp_path / "broken.safetensors", [drop])
+    (missing,) = plan_study(study_of(broken, folder)).missing
+    assert re.match(
+        rf"model\.source: {broken} lacks \S*{re.escape(part)}\S* of the text_encoder\. Fix: ",
+        missing,
+    )
+
+
+def test_plan_lists_a_text_encoder_of_a_file_with_other_widths_than_its_config(
+    file, folder, tmp_path
+):
+    config = tmp_path / "config"
+    shutil.copytree(folder, config)
+    path = config / "text_encoder" / "config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(settings | {"intermediate_size": settings["intermediate_size"] + 8}))
+    (missing,) = plan_study(study_of(file, config)).missing
+    assert re.match(rf"model\.source: {file} does not fit the text_encoder of {config} ", missing)
 
 
 @pytest.mark.parametrize(

@@ -58,11 +58,18 @@ def copy_map(folder):
     np.save(folder / "b.depth.npy", np.load(folder / "a.depth.npy"))
 
 
+def misname_map(folder):
+    add_image(folder, (24, 24))
+    (folder / "e.png").rename(folder / "b_foreground.png")
+    (folder / "e.depth.npy").rename(folder / "b_foreground.depth.npy")
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         (enlarge, ["1 of 5 source images are smaller than the model's, 16 x 16", "e.png"]),
         (rotate, ["1 of 5 source images are rotated by their EXIF orientation", "e.png"]),
+        (misname_map, ["may be maps are taken as source images", "property: b_foreground.png"]),
         (scale, ["of another scale", "as if their units differed: b.depth.npy"]),
         (shrink_map, ["1 of 4 depth maps are smaller than the model's images", "b.depth.npy"]),
         (copy_map, ["1 depth maps equal another one, such as a.depth.npy and b.depth.npy"]),
@@ -87,3 +94,62 @@ def test_check_folder_refuses_an_npy_file_with_more_than_its_array(folder):
         np.save(file, np.ones((24, 24), np.float32))
     with pytest.raises(UserError, match=r"b\.depth\.npy: the file is longer than its array\. Fix"):
         notes_of(folder)
+
+
+@pytest.mark.parametrize(
+    ("word", "problem"),
+    [
+        ("foregound", r"foregound is no property that can have maps\. Fix: .* foreground, depth, "),
+        ("Mask", r"Mask is no property that can have maps\. Fix"),
+        (
+            "normals",
+            r"maps of normals are given by component \(normals_x, normals_y, normals_z\)\. Fix",
+        ),
+    ],
+)
+def test_an_image_named_like_a_map_of_an_unknown_property_is_refused(folder, word, problem):
+    Image.new("L", (24, 24)).save(folder / f"c.{word}.png")
+    with pytest.raises(
+        UserError, match=rf"c\.{word}\.png: it is named like a map of c\.png, but {problem}"
+    ):
+        notes_of(folder)
+
+
+def test_images_with_a_dot_and_maps_of_their_own_or_a_number_are_source_images(folder):
+    add_image(folder, (24, 24))
+    for suffix in ("png", "depth.npy"):
+        (folder / f"e.{suffix}").rename(folder / f"c.side.{suffix}")
+    assert notes_of(folder) == ()
+    for path in folder.glob("*.depth.npy"):
+        path.unlink()
+    (folder / "c.side.png").rename(folder / "c.2.png")
+    assert notes_of(folder) == ()
+
+
+@pytest.mark.parametrize(
+    ("prop", "mark", "share", "is_noted"),
+    [
+        ("depth", 1e10, 0.1, True),
+        ("depth", 65535, 0.1, True),
+        ("depth", 0, 0.1, True),
+        ("depth", -1, 0.1, True),
+        ("depth", 9.5, 0.1, True),  # 5.5 from the nearest value; the others are within 2 and 4
+        ("depth", 4.5, 0.1, False),
+        ("depth", 0, 0.04, False),
+        ("shading", 0, 0.5, False),
+        ("shading", 65535, 0.1, True),
+    ],
+)
+def test_check_folder_notes_values_that_may_stand_for_unmeasured_pixels(
+    folder, prop, mark, share, is_noted
+):
+    rng = np.random.default_rng(2)
+    for name in "abcd":
+        values = 2 + 2 * rng.random(25 * 24).astype(np.float32)
+        values[: int(share * values.size)] = mark
+        np.save(folder / f"{name}.{prop}.npy", values[: 24 * 24].reshape(24, 24))
+    found = [note for note in notes_of(folder) if "may stand for pixels" in note]
+    assert len(found) == is_noted
+    if is_noted:
+        assert f"4 of 4 {prop} maps have one value in many pixels, {mark:g} in the" in found[0]
+        assert f"give images.missing.{prop}: a.{prop}.npy, b" in found[0]

@@ -350,3 +350,24 @@ def test_load_map_reads_an_uncompressed_exr_that_ends_in_zeros(tmp_path):
     mask[:20, :20] = 1
     OpenEXR.File({"compression": OpenEXR.NO_COMPRESSION}, {"Y": mask}).write(str(path))
     np.testing.assert_array_equal(load_map(path, "foreground").values, mask)
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_deflate"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_load_map_reads_a_tiff_wherever_its_directory_lies(tmp_path, compression, dtype):
+    """Among these are files in which it begins at byte 116, 160 and so on."""
+    path = tmp_path / "a.depth.tif"
+    for width in range(4, 44):
+        values = np.random.default_rng(width).integers(1, 99, (3, width)).astype(dtype)
+        Image.fromarray(values).save(path, compression=compression)
+        np.testing.assert_array_equal(load_map(path, "depth").values, values)
+
+
+def test_load_map_refuses_a_tiff_of_three_channels_of_16_bits(tmp_path):
+    path = tmp_path / "a.depth.tif"
+    tags = {256: 3, 257: 2, 258: 130, 259: 1, 262: 2, 273: 136, 277: 3, 278: 2, 279: 36}
+    entries = [struct.pack("<HHII", tag, 3, 3 if tag == 258 else 1, n) for tag, n in tags.items()]
+    start = b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(entries)
+    path.write_bytes(start.ljust(130, b"\0") + struct.pack("<3H", 16, 16, 16) + bytes(range(36)))
+    with pytest.raises(UserError, match=r"it has 16 bits per channel.* mode RGB\. Fix"):
+        load_map(path, "depth")

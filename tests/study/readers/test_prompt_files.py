@@ -144,6 +144,16 @@ def test_hash_is_of_the_contents_of_prompt_files_not_of_their_paths(tmp_path):
     assert read_rows({"all": str(one)})[2].seed == 4
 
 
+def test_quotes_after_a_comma_and_a_space_are_no_part_of_the_prompt(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('seed, prompt, class\n1, "a cat, a ""big"" one", "cat"\n2, a dog, dog\n')
+    rows = read_rows({"all": str(path)})
+    assert [(row.prompt, row.seed, row.category) for row in rows] == [
+        ('a cat, a "big" one', 1, "cat"),
+        ("a dog", 2, "dog"),
+    ]
+
+
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_prompt_file_of_any_line_ends_is_read_right(tmp_path, end):
     path = tmp_path / "a.csv"
