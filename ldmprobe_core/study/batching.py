@@ -8,7 +8,7 @@ Both choices depend on the study alone.  Chunk sizes of arrays are decided in
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import factorial, prod
+from math import factorial
 
 import numpy as np
 
@@ -32,6 +32,10 @@ BATCHES_PER_UNIT = 16
 
 MOST_POSITIONS = 16
 """Largest number of positions along one axis of the token grid."""
+
+
+ENOUGH_SHUFFLES = 10**9
+"""Number of different permutations of labels from which on they are not counted exactly."""
 
 
 def summed_columns(study: Study, network: str) -> tuple[LabelColumn, ...]:
@@ -87,12 +91,21 @@ def different_shuffles(study: Study, samples: list[Sample]) -> int:
 
     The labels of n samples, those of a batch if only sums are kept, are permuted cyclically
     (`ldmprobe_core.study.conditions.derange`), for which there are (n - 1)! different ways.
+
+    Returns:
+        the number, or `ENOUGH_SHUFFLES` if it is larger.
     """
     sizes = [sum(sample.split == "train" for sample in samples)]
     if study.capture.keep == "statistics":
         units = accumulation_units(study, n_stored_samples(samples, study), len(samples))
         sizes = [len(batch) for part in units for unit in part for batch in unit]
-    return prod(factorial(max(size - 1, 0)) for size in sizes)
+    count = 1
+    for size in sizes:
+        # The factorial of a large number takes long to compute.
+        count *= factorial(min(max(size - 1, 0), 13))
+        if count > ENOUGH_SHUFFLES:
+            return ENOUGH_SHUFFLES
+    return count
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from run_helpers import small_study, statistics_study
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.study.batching import (
+    ENOUGH_SHUFFLES,
     accumulation_units,
     different_shuffles,
     permuted_samples,
@@ -43,6 +44,13 @@ def test_different_shuffles_are_those_that_many_seeds_give(tiny_model, training)
     stored, summed = (statistics_study(tiny_model, keep) for keep in ("activations", "statistics"))
     assert different_shuffles(stored, samples) == len(seen)
     assert different_shuffles(summed, samples) == len(seen)
+
+
+@pytest.mark.parametrize("keep", ["activations", "statistics"])
+def test_different_shuffles_of_many_samples_are_not_counted_exactly(tiny_model, keep):
+    """The exact number of ten thousand samples has 35,000 digits."""
+    samples = [Sample(i, f"{i}", i, None, "train") for i in range(10_000)]
+    assert different_shuffles(statistics_study(tiny_model, keep), samples) == ENOUGH_SHUFFLES
 
 
 def test_different_shuffles_of_batches_are_combined(tiny_model):
