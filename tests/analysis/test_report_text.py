@@ -318,10 +318,10 @@ def test_warnings_name_what_is_unusual_and_no_zeros():
     first, second = warning_lines(made, "activations")
     assert first.startswith(
         "Non-finite activation values: 7; in the untrained denoiser 0: step 1 of a: 50% of its "
-        "values, 1 samples left out; step 2 of a: "
+        "values, 1 sample left out; step 2 of a: "
     )
     assert first.endswith("10 samples left out; and 2 more cells (summary.json).")
-    assert "values, 1 held-out samples left out; step 2 " in warning_lines(made, "statistics")[0]
+    assert "values, 1 held-out sample left out; step 2 " in warning_lines(made, "statistics")[0]
     assert second == (
         "depth: 0 of 5 test scores of the best cell are undefined and excluded "
         "from its mean (3 over all cells); position control: 4 scores undefined; 25.0% of the "

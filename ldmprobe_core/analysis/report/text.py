@@ -212,11 +212,11 @@ def _nonfinite_line(summary: Summary, keep: str) -> str:
     if summary.nonfinite_permuted is not None:
         text += f"; in the untrained denoiser {summary.nonfinite_permuted}"
     # Of training samples of which only sums are kept, the number that is left out is not known.
-    left_out = "held-out samples" if keep == "statistics" else "samples"
+    left_out = "held-out sample" if keep == "statistics" else "sample"
     cells = [
         f"step {cell.step} of {short_layer(cell.layer)}"
         f"{' (untrained)' if cell.network == 'permuted' else ''}: {cell.share * 100:.2g}% of its "
-        f"values, {cell.samples} {left_out} left out"
+        f"values, {cell.samples} {left_out}{'s' * (cell.samples != 1)} left out"
         for cell in summary.nonfinite_cells[:_NAMED_CELLS]
     ]
     more = len(summary.nonfinite_cells) - len(cells)
