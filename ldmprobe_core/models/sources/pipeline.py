@@ -61,6 +61,7 @@ class PipelineSource(ModelSource):
                 "pipe.scheduler to type(pipe.scheduler).from_config(pipe.scheduler.config, "
                 f"shift={shift})"
             )
+        _require_tables_of_config(scheduler)
         self.name = PIPELINE_PREFIX + pipeline_digest(pipeline)
 
     def study_of(self, study: Study) -> Study:
@@ -193,6 +194,30 @@ def require_eval(pipeline: Any) -> None:
             raise UserError(
                 f"pipeline: its {name} is in training mode, so that dropout draws from an "
                 f"unseeded generator. Fix: call pipe.{name}.eval()"
+            )
+
+
+_TABLES = ("betas", "alphas", "alphas_cumprod", "final_alpha_cumprod")
+"""Attributes of schedulers that follow from their configs alone, whatever the number of steps."""
+
+
+def _require_tables_of_config(scheduler: Any) -> None:
+    """Check that the noise levels of a scheduler object are those of its config.
+
+    Raises:
+        UserError: a table was replaced after the scheduler was made.
+    """
+    fresh = type(scheduler).from_config(scheduler.config)
+    for name in _TABLES:
+        given, expected = getattr(scheduler, name, None), getattr(fresh, name, None)
+        if not (isinstance(given, Tensor) and isinstance(expected, Tensor)):
+            continue
+        given = given.to(expected.device, expected.dtype)
+        if given.shape != expected.shape or not torch.allclose(given, expected, rtol=1e-5, atol=0):
+            raise UserError(
+                f"pipeline: its scheduler's {name} differs from that of the scheduler's config, of "
+                "which the study uses a copy. Fix: set pipe.scheduler to type(pipe.scheduler)"
+                ".from_config(pipe.scheduler.config, trained_betas=[...])"
             )
 
 

@@ -34,6 +34,18 @@ def test_pipeline_digest_is_the_same_after_a_call_and_in_another_folder(tmp_path
     assert pipeline_digest(one) == pipeline_digest(two)
 
 
+@pytest.mark.parametrize(
+    "name", ["DDIM", "PNDM", "EulerDiscrete", "DPMSolverMultistep", "LCM", "TCD"]
+)
+def test_pipeline_source_takes_a_scheduler_that_has_been_in_use(name):
+    pipe = adapted_pipeline()
+    kind = getattr(diffusers, f"{name}Scheduler")
+    levels = {"trained_betas": torch.linspace(1e-4, 0.03, 1000).tolist()}
+    pipe.scheduler = kind.from_config(pipe.scheduler.config, **levels)
+    pipe.scheduler.set_timesteps(3)
+    PipelineSource(pipe)
+
+
 def edit_weight(pipe):
     next(pipe.vae.decoder.parameters()).data.flatten()[0] += 1e-3
 
@@ -108,9 +120,15 @@ def shift_after_building(pipe):
     pipe.scheduler.set_shift(3.0)
 
 
+def rescale_noise(pipe):
+    """As recipes for a signal-to-noise ratio of zero at the last step do."""
+    pipe.scheduler.alphas_cumprod = pipe.scheduler.alphas_cumprod * 0.9
+
+
 @pytest.mark.parametrize(
     ("break_it", "words"),
     [
+        (rescale_noise, r"scheduler's alphas_cumprod differs from that of the scheduler's config"),
         (shift_after_building, r"scheduler has shift 3\.0, but .* has shift 1\.0"),
         (lose_vae, "vae is missing"),
         (wrap, "one of its networks has no config"),
