@@ -121,7 +121,8 @@ def test_a_last_seed_beyond_the_store_is_refused(key, tmp_path):
 
 def test_plan_names_words_that_the_model_was_not_trained_on():
     items = ["a red car on a gray floor", "a zebra on a gray floor", "a lemon in the rain, a zebra"]
-    (note,) = plan_study(parse_study({"prompts": {"items": items}})).notes
+    notes = plan_study(parse_study({"prompts": {"items": items}})).notes
+    (note,) = (note for note in notes if "words" in note)
     assert note.startswith("2 of 3 prompts have words that the model was not trained on")
     assert note.endswith("'zebra', 'in', 'the', 'rain'")
     assert plan_study(parse_study({"prompts": {"samples": 60}})).notes == ()
