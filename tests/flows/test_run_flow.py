@@ -57,10 +57,24 @@ def recording_server(counts):
         server.server_close()
 
 
+class Clock:
+    """Clock that only sleeping moves on, so that a loaded machine changes no result."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
     monkeypatch.setattr(run_flow, "RECORD_LIMIT_S", 1.0)
     monkeypatch.setattr(run_flow, "QUIET_S", 0.2)
+    monkeypatch.setattr(run_flow, "time", Clock())
 
 
 def test_wait_for_records_goes_on_as_long_as_the_server_records():
