@@ -246,6 +246,10 @@ def require_weights(folder: Path, network: nn.Module) -> None:
         )
 
 
+_LEFTOVERS = ("caption_projection.y_embedding",)
+"""Tensors of published files that no network reads: this one is in those of PixArt-alpha."""
+
+
 def surplus_names(stored: Collection[str], names: Collection[str], network: nn.Module) -> list[str]:
     """Return the names of stored tensors that a network does not read, sorted.
 
@@ -266,6 +270,7 @@ def surplus_names(stored: Collection[str], names: Collection[str], network: nn.M
         and name not in buffers
         and not name.endswith("position_ids")
         and not name.startswith("model_ema.")
+        and name not in _LEFTOVERS
         and not any(re.search(pattern, name) for pattern in ignored)
     )
 

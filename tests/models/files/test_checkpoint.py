@@ -18,7 +18,12 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.models.files.checkpoint import read_component, read_header, require_weights
+from ldmprobe_core.models.files.checkpoint import (
+    read_component,
+    read_header,
+    require_weights,
+    surplus_names,
+)
 from ldmprobe_core.models.loading import check_weights
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -380,3 +385,9 @@ def test_check_weights_refuses_a_config_that_asks_for_quantization(tmp_path):
     (folder / "unet" / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=r"unet/config\.json has a quantization_config.*Fix"):
         check_weights(folder)
+
+
+def test_a_leftover_of_pixart_alphas_published_files_is_no_surplus():
+    """Its files have the null caption of training, which diffusers does not read."""
+    names = ["caption_projection.linear_1.weight", "caption_projection.y_embedding", "more.weight"]
+    assert surplus_names(names, names[:1], nn.Module()) == ["more.weight"]
