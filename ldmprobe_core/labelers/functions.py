@@ -275,8 +275,9 @@ def _definition(value: Any, around: frozenset[int] = frozenset()) -> object:
 
     These are the code of its functions, their defaults, the values that they have from a function
     around them, and the arguments of partials.  Code that a file holds, such as a library's
-    decorator, stands with its name alone.  Global variables, such as weights in a notebook, and the
-    attributes of instances are not part of it.
+    decorator, stands with its name alone, and a value of any other type, such as a path or a
+    data type of PyTorch, with its type alone.  Global variables, such as weights in a notebook, and
+    the attributes of instances are not part of it.
 
     Args:
         value: function, class, instance of a class, or a value that one of these has.

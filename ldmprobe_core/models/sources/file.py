@@ -106,7 +106,8 @@ class FileSource(FolderSource):
     def _require_encoder(self, name: str, kind: Any, header: dict[str, StoredTensor]) -> None:
         """Check that the file has every tensor of a text encoder, by the conversion of diffusers.
 
-        The encoder is made of zeros that take no memory.
+        The encoder is built of zeros, in float32, and takes its full memory meanwhile: the
+        conversion makes contiguous copies of them.
         """
         zeros = {key: torch.zeros(()).expand(tensor.shape) for key, tensor in header.items()}
         is_t5 = kind.__name__.startswith("T5")

@@ -198,7 +198,7 @@ def require_eval(pipeline: Any) -> None:
 
 
 _TABLES = ("betas", "alphas", "alphas_cumprod", "final_alpha_cumprod")
-"""Attributes of schedulers that follow from their configs alone, whatever the number of steps."""
+"""Noise tables that a scheduler computes from its config, and `set_timesteps` leaves unchanged."""
 
 
 def _require_tables_of_config(scheduler: Any) -> None:
