@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -207,6 +207,23 @@ def require_weights(folder: Path, network: nn.Module) -> None:
     """
     library = type(network).__module__.partition(".")[0]
     component = read_component(folder, library if library in _STEMS else None)
+    require_matching_tensors(folder, component, network)
+
+
+def require_matching_tensors(
+    place: Path, component: Mapping[str, StoredTensor], network: nn.Module
+) -> None:
+    """Check that a network's tensors are among those of its files, as `require_weights` does.
+
+    Args:
+        place: folder or file of the tensors, for the messages.
+        component: name to tensor, from the headers of the files.
+        network: the network on the meta device.
+
+    Raises:
+        UserError: a tensor is missing, has another shape than in the network, has no place in it or
+            is quantized.
+    """
     stored = {_current_name(name): tensor for name, tensor in component.items()}
     tied = _tied(network)
     missing, mismatched = [], []
@@ -222,28 +239,37 @@ def require_weights(folder: Path, network: nn.Module) -> None:
             mismatched.append(f"{name} has shape {tensor.shape}, not {shape} as in its config.json")
         elif value.is_floating_point() and tensor.dtype not in FLOATS:
             raise UserError(
-                f"model: {folder}: tensor {name} is stored as {tensor.dtype}, as in a quantized "
+                f"model: {place}: tensor {name} is stored as {tensor.dtype}, as in a quantized "
                 f"model. Fix: use weights of the type {', '.join(FLOATS)}"
             )
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UserError(
-            f"model: {folder} lacks the tensor {missing[0]}{more}. Fix: fetch its weights again"
+            f"model: {place} lacks the tensor {missing[0]}{more}. Fix: fetch its weights again"
         )
     if mismatched:
         raise UserError(
-            f"model: in the weights of {folder}, tensor {mismatched[0]}. Fix: fetch config.json "
+            f"model: in the weights of {place}, tensor {mismatched[0]}. Fix: fetch config.json "
             "and weights of the same model"
         )
     names = {alias for name in network.state_dict() for alias in _aliases(name)}
     surplus = surplus_names(stored, names, network)
-    if library == "transformers":
+    fix = "fetch config.json and weights of the same model"
+    if type(network).__module__.startswith("transformers."):
         surplus = _in_lists(surplus, names)
+        fix += ", or to leave out layers, save the shorter network with save_pretrained"
     if surplus:
         raise UserError(
-            f"model: {folder} holds {len(surplus)} tensors that its config.json has no place for, "
-            f"such as {surplus[0]}. Fix: fetch config.json and weights of the same model"
+            f"model: {place} holds {tensors_like(surplus)} that its config.json has no place for. "
+            f"Fix: {fix}"
         )
+
+
+def tensors_like(names: Sequence[str]) -> str:
+    """Return number and first name of some tensors, such as ``2 tensors (conv.bias, ...)``."""
+    return (
+        f"1 tensor ({names[0]})" if len(names) == 1 else f"{len(names)} tensors ({names[0]}, ...)"
+    )
 
 
 _LEFTOVERS = ("caption_projection.y_embedding",)

@@ -13,7 +13,6 @@ import transformers
 from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 from diffusers.loaders.single_file_utils import (
     create_diffusers_clip_model_from_ldm,
-    create_diffusers_t5_model_from_checkpoint,
     is_clip_model_in_single_file,
     is_t5_in_single_file,
 )
@@ -24,8 +23,10 @@ from ldmprobe_core.models.files.checkpoint import (
     FLOATS,
     StoredTensor,
     read_header,
+    require_matching_tensors,
     require_weights,
     surplus_names,
+    tensors_like,
 )
 from ldmprobe_core.models.files.model_folder import fingerprint
 from ldmprobe_core.models.loading import meta_network, prepare_pipeline
@@ -35,6 +36,9 @@ from ldmprobe_core.study.schema import Study
 from ldmprobe_core.study.sections import Model
 
 SUFFIX = ".safetensors"
+
+_T5 = "text_encoders.t5xxl.transformer."
+"""Prefix of the tensors of T5 in files of Stable Diffusion 3, where the rest are T5's own names."""
 
 
 class FileSource(FolderSource):
@@ -104,24 +108,32 @@ class FileSource(FolderSource):
         }
 
     def _require_encoder(self, name: str, kind: Any, header: dict[str, StoredTensor]) -> None:
-        """Check that the file has every tensor of a text encoder, by the conversion of diffusers.
-
-        The encoder is built of zeros, in float32, and takes its full memory meanwhile: the
-        conversion makes contiguous copies of them.
-        """
-        zeros = {key: torch.zeros(()).expand(tensor.shape) for key, tensor in header.items()}
-        is_t5 = kind.__name__.startswith("T5")
-        convert: Any = (
-            create_diffusers_t5_model_from_checkpoint
-            if is_t5
-            else create_diffusers_clip_model_from_ldm
-        )
+        """Check that the file has every tensor of a text encoder."""
+        if kind.__name__.startswith("T5"):
+            # T5's tensors have the names of transformers behind a prefix, so that nothing of this
+            # large network need be built.
+            own = {
+                key.removeprefix(_T5): tensor
+                for key, tensor in header.items()
+                if key.startswith(_T5)
+            }
+            t5 = meta_network(self.folder / name, "transformers", kind.__name__)
+            if t5 is not None:
+                require_matching_tensors(self.path, own, t5)
+            return
+        # Several forms of CLIP are stored, which diffusers converts, into contiguous copies: one
+        # byte a value in this type, so less than 1 GB for the largest.
+        small = torch.float8_e4m3fn
+        zeros = {
+            key: torch.zeros((), dtype=small).expand(tensor.shape) for key, tensor in header.items()
+        }
         try:
-            encoder = convert(
+            encoder = create_diffusers_clip_model_from_ldm(
                 kind,
                 checkpoint=zeros,
                 config=str(self.folder),
                 subfolder=name,
+                torch_dtype=small,
                 local_files_only=True,
             )
         # As for the other networks, diffusers raises errors of many types; all are caught.
@@ -178,9 +190,9 @@ class FileSource(FolderSource):
         ]
         if surplus:
             raise UserError(
-                f"model.source: {self.path} holds {len(surplus)} tensors that the {kind} of "
-                f"{self.folder} has no place for, such as {surplus[0]}. Fix: set model.config to "
-                "the configs of this model"
+                f"model.source: {self.path} holds {tensors_like(surplus)} that the {kind} of "
+                f"{self.folder} has no place for. Fix: set model.config to the configs of this "
+                "model"
             )
 
     def fingerprint(self) -> str:

@@ -12,6 +12,7 @@ from ldm_files import write_single_file
 from own_pipelines import images_of
 from run_helpers import generated
 from safetensors.torch import load_file, save_file
+from transformers import T5Config, T5EncoderModel
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.sampling import PipelineSampler
@@ -102,8 +103,12 @@ def test_plan_lists_weights_that_a_single_file_lacks(pipe, folder, tmp_path, dro
 @pytest.mark.parametrize(
     ("part", "setting", "lost"),
     [
-        ("unet", {"mid_block_type": None}, "UNet2DConditionModel .*, such as mid_block"),
-        ("vae", {"use_quant_conv": False}, "AutoencoderKL .*, such as quant_conv"),
+        (
+            "unet",
+            {"mid_block_type": None},
+            r"\(mid_block\S*, \.\.\.\) that the UNet2DConditionModel",
+        ),
+        ("vae", {"use_quant_conv": False}, r"\(quant_conv\S*, \.\.\.\) that the AutoencoderKL"),
     ],
 )
 def test_plan_lists_tensors_of_a_single_file_without_a_place_in_the_configs(
@@ -115,7 +120,7 @@ def test_plan_lists_tensors_of_a_single_file_without_a_place_in_the_configs(
     path.write_text(json.dumps(json.loads(path.read_text()) | setting))
     (missing,) = plan_study(study_of(file, changed)).missing
     assert re.match(
-        rf"model.source: {re.escape(str(file))} holds \d+ tensors that the {lost}\S*\. Fix: ",
+        rf"model.source: {re.escape(str(file))} holds \d+ tensors {lost} .* has no place for\. Fix",
         missing,
     )
 
@@ -181,6 +186,60 @@ def test_plan_lists_a_text_encoder_of_a_file_with_other_widths_than_its_config(
     paths = re.escape(str(file)), re.escape(str(config))
     words = rf"model\.source: {paths[0]} does not fit the text_encoder of {paths[1]} "
     assert re.match(words, missing)
+
+
+@pytest.fixture
+def with_t5(pipe, folder, tmp_path):
+    """A file and configs with a T5 text encoder beside CLIP, named as in Stable Diffusion 3."""
+    config = tmp_path / "with_t5"
+    shutil.copytree(folder, config)
+    settings = T5Config(
+        vocab_size=32, d_model=8, d_kv=4, d_ff=16, num_layers=2, num_heads=2,
+        feed_forward_proj="gated-gelu",
+    )  # fmt: skip
+    settings.save_pretrained(config / "text_encoder_3")
+    index = json.loads((config / "model_index.json").read_text())
+    index["text_encoder_3"] = ["transformers", "T5EncoderModel"]
+    (config / "model_index.json").write_text(json.dumps(index))
+    tensors = load_file(write_single_file(pipe, tmp_path / "model.safetensors"))
+    for name, value in T5EncoderModel(settings).state_dict().items():
+        if name != "encoder.embed_tokens.weight":  # Shares the values of `shared.weight`.
+            tensors[f"text_encoders.t5xxl.transformer.{name}"] = value.clone()
+    return tensors, config, tmp_path / "with_t5.safetensors"
+
+
+def test_t5_in_a_single_file_is_checked_by_its_names_alone(with_t5, monkeypatch):
+    """The T5 of Stable Diffusion 3 has 19 GB in float32, so that it is not built for a check."""
+    tensors, config, path = with_t5
+    save_file(tensors, path)
+    built = []
+    initialize = T5EncoderModel.__init__
+
+    def build(self, config):
+        initialize(self, config)
+        built.append(self)
+
+    monkeypatch.setattr(T5EncoderModel, "__init__", build)
+    source_of(Model(source=str(path), config=str(config))).require_weights()
+    (network,) = built
+    assert all(parameter.is_meta for parameter in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("tensor", "value", "words"),
+    [
+        ("encoder.final_layer_norm.weight", None, "lacks the tensor encoder.final_layer_norm"),
+        ("shared.weight", torch.zeros(33, 8), "shared.weight has shape (33, 8), not (32, 8)"),
+        ("encoder.block.2.x.weight", torch.zeros(1), "1 tensor (encoder.block.2.x.weight)"),
+    ],
+)
+def test_tensors_of_t5_in_a_single_file_that_differ_from_its_config(with_t5, tensor, value, words):
+    tensors, config, path = with_t5
+    name = f"text_encoders.t5xxl.transformer.{tensor}"
+    tensors.pop(name, None)
+    save_file(tensors if value is None else tensors | {name: value}, path)
+    with pytest.raises(UserError, match=rf"{re.escape(str(path))}\b.*{re.escape(words)}.*Fix: "):
+        source_of(Model(source=str(path), config=str(config))).require_weights()
 
 
 @pytest.mark.parametrize(
