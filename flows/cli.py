@@ -8,7 +8,6 @@ import os
 import sys
 import warnings
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,16 +23,15 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ["MPLBACKEND"] = "agg"
 
 # Commands import slow modules such as torch and Prefect when they run, so that --help is fast.
-from flows.checks.environment import check_environment
 from flows.checks.finished_run import RunArgument, finished_run
 from flows.commands.carry_out import carry_out, with_live_line
 from flows.commands.errors import EXIT_CODES, MISTAKE, debug_requested, prepare_streams, run_command
-from flows.commands.export import export
+from flows.commands.exports import export, index
 from flows.commands.fetch import fetch
 from flows.commands.idle_interrupts import answer_interrupts
-from flows.commands.index import index
 from flows.commands.intervene import intervene
 from flows.commands.list_watch import Version, list_, watch
+from flows.commands.planning import plan_study_alone, planned, require_ready
 from flows.commands.prune import prune
 from flows.commands.results import console, write
 from flows.commands.submit import submit
@@ -49,8 +47,6 @@ from ldmprobe_core.storage.proxies import bypass_proxies_for_loopback
 from tasks.display import activity
 
 if TYPE_CHECKING:
-    from ldmprobe_core.pipeline.planning.plan import StudyPlan
-    from ldmprobe_core.storage.run import Run
     from ldmprobe_core.storage.verify import Repair
 
 app = typer.Typer(
@@ -89,24 +85,24 @@ def run(
     set_: SetOption = None,
 ) -> None:
     """Carry out a study, resume it, or show its results if it is finished."""
-    plan, target = _plan(study, store, set_)
-    # Imported after the study is read, so that its mistakes are reported without delay.
-    from ldmprobe_core.analysis.records import Summary, load_summary
-    from ldmprobe_core.pipeline.prepare import check_fingerprints
+    with planned(study, store, set_) as (plan, target, server):
+        # Imported after the study is read, so that its mistakes are reported without delay.
+        from ldmprobe_core.analysis.records import Summary, load_summary
+        from ldmprobe_core.pipeline.prepare import check_fingerprints
 
-    if target.location.has("summary.json"):
-        check_fingerprints(target, plan.study)
-        console.print(
-            f"{target.url} is finished already; these are its results.\n",
-            highlight=False, soft_wrap=True,
-        )  # fmt: skip
-        print_summary(load_summary(target), target.url, console)
-        return
-    _require_ready(plan, target)
-    check_environment()
-    with plan.in_use():
-        summary = carry_out("study", target.url, study=plan.study, store=store)
-    print_summary(Summary.model_validate(summary), target.url, console)
+        if target.location.has("summary.json"):
+            check_fingerprints(target, plan.study)
+            console.print(
+                f"{target.url} is finished already; these are its results.\n",
+                highlight=False, soft_wrap=True,
+            )  # fmt: skip
+            summary = load_summary(target)
+        else:
+            require_ready(plan, target)
+            with plan.in_use():
+                found = carry_out("study", target.url, server, study=plan.study, store=store)
+            summary = Summary.model_validate(found)
+    print_summary(summary, target.url, console)
 
 
 @app.command()
@@ -120,22 +116,24 @@ def classify(
     ] = None,
 ) -> None:
     """Find the step from which a classifier names the object; a later `run` continues from here."""
-    plan, target = _plan(study, store, set_)
-    # Imported after the study is read, so that its mistakes are reported without delay.
-    from ldmprobe_core.analysis.classes.records import ClassesRecord
-    from ldmprobe_core.analysis.report.text import classes_line
-    from ldmprobe_core.study.readers.image_folder import list_images
+    with planned(study, store, set_) as (plan, target, server):
+        # Imported after the study is read, so that its mistakes are reported without delay.
+        from ldmprobe_core.analysis.classes.records import ClassesRecord
+        from ldmprobe_core.analysis.report.text import classes_line
+        from ldmprobe_core.study.readers.image_folder import list_images
 
-    if plan.study.labels.classes is None:
-        raise UserError("labels.class is null, but classify needs it. Fix: give a class labeler.")
-    if photographs is not None:
-        list_images(photographs, plan.study.map_properties)
-    _require_ready(plan, target)
-    check_environment()
-    with plan.in_use():
-        found = carry_out(
-            "classify", target.url, study=plan.study, store=store, photographs=photographs
-        )
+        if plan.study.labels.classes is None:
+            raise UserError(
+                "labels.class is null, but classify needs it. Fix: give a class labeler."
+            )
+        if photographs is not None:
+            list_images(photographs, plan.study.map_properties)
+        require_ready(plan, target)
+        with plan.in_use():
+            found = carry_out(
+                "classify", target.url, server,
+                study=plan.study, store=store, photographs=photographs,
+            )  # fmt: skip
     console.print(classes_line(ClassesRecord.model_validate(found)), highlight=False)
     print_photographs(found["photographs"], console)
 
@@ -148,73 +146,6 @@ app.command(name="list")(with_live_line(list_))
 app.command()(with_live_line(prune))
 app.command()(watch)
 app.command()(submit)
-
-
-def _plan(study: str, store: str, overrides: list[str] | None) -> tuple[StudyPlan, Run]:
-    """Plan a study, and return its plan and its run, which need not exist yet."""
-    with activity("reading the study and the model's configuration"):
-        return _plan_in(store, study, overrides)
-
-
-def _plan_in(store: str, study: str, overrides: list[str] | None) -> tuple[StudyPlan, Run]:
-    from ldmprobe_core.storage.filesystem import Location
-
-    # A malformed store address raises an error here, before the study is planned.
-    Location(store)
-    plan = _plan_alone(study, overrides)
-    from flows.checks.study_size import check_study_size
-    from ldmprobe_core.pipeline.prepare import run_in
-
-    if not plan.samples:
-        # A plan has no samples if the prompts or source images cannot be read on this machine.  The
-        # error that this call raises names the missing files.
-        _require_complete(plan)
-    check_study_size(plan.study)
-    target = run_in(store, plan.study)
-    target.location.require_reachable()
-    return plan, target
-
-
-def _plan_alone(study: str, overrides: list[str] | None) -> StudyPlan:
-    """Plan a study, check the file of its Dask cluster, and compare its memory with the machine."""
-    from ldmprobe_core.study.loading import load_study
-
-    loaded = load_study(study, overrides)
-    # Imported after the study is read, so that its mistakes are reported without delay.
-    from flows.checks.cluster_file import cluster_spec
-    from flows.checks.worker_memory import memory_problems
-    from ldmprobe_core.pipeline.planning.plan import plan_study
-
-    if loaded.execution.cluster is not None:
-        cluster_spec(loaded.execution)
-    plan = plan_study(loaded)
-    return replace(plan, missing=plan.missing + memory_problems(plan))
-
-
-def _require_complete(plan: StudyPlan) -> None:
-    """Require that every package and file that the study needs is on this machine.
-
-    Raises:
-        UserError: something is missing; the message lists all of it.
-    """
-    if plan.missing:
-        raise UserError("\nldmprobe: ".join(plan.missing))
-
-
-def _require_ready(plan: StudyPlan, target: Run) -> None:
-    """Check that the study can run here, and print notes about its run."""
-    from ldmprobe_core.pipeline.environments import change_notes
-    from ldmprobe_core.pipeline.planning.plan import check_store
-    from ldmprobe_core.pipeline.prepare import notes_on_new_run
-
-    _require_complete(plan)
-    check_store(plan, target)
-    new = not target.exists
-    notes = (*plan.notes, *notes_on_new_run(plan, target)) if new else change_notes(target)
-    if target.location.has("summary.json"):
-        notes = ()  # Nothing is computed in a finished run.
-    for sentence in notes:
-        console.print(f"note: {sentence}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -360,8 +291,10 @@ def open_(run: RunArgument) -> None:
 @with_live_line
 def check(study: StudyArgument = "tabletop", set_: SetOption = None) -> None:
     """Print a study's sizes and missing requirements (exit code 1) without loading weights."""
+    from ldmprobe_core.study.loading import load_study
+
     with activity("reading the study and the model's configuration"):
-        plan = _plan_alone(study, set_)
+        plan = plan_study_alone(load_study(study, set_))
     if plan.missing:
         print_missing(plan.missing)
     print_plan(plan, console)

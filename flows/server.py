@@ -67,14 +67,36 @@ class LocalServer:
     Attributes:
         process: the server's process.
         log: file that contains the server's output.
+        url: URL of the server's API.
     """
 
     process: subprocess.Popen[bytes]
     log: Path
+    url: str
 
 
 @contextmanager
-def prefect_server(may_start: bool = True) -> Iterator[str]:
+def server_in_advance() -> Iterator[LocalServer | None]:
+    """Start the server of `prefect_server` without waiting for it, and stop it on exit.
+
+    A server imports and prepares for seconds, in which this process can do the same.
+
+    Yields:
+        the server; None if there may be a server that need not be started.
+
+    Raises:
+        UserError: the new server would refuse the credentials of this process.
+    """
+    bypass_proxies_for_loopback()
+    if PREFECT_API_URL.value() or _listens(_usual_port()):
+        yield None
+        return
+    with _server_process() as server:
+        yield server
+
+
+@contextmanager
+def prefect_server(may_start: bool = True, in_advance: LocalServer | None = None) -> Iterator[str]:
     """Choose or start a Prefect server, and yield the URL of its API.
 
     The server is the one that PREFECT_API_URL names.  If that is not set, it is the server on the
@@ -83,6 +105,7 @@ def prefect_server(may_start: bool = True) -> Iterator[str]:
 
     Args:
         may_start: whether to start a new server if there is none.
+        in_advance: server of `server_in_advance`, which is used if there is one.
 
     Raises:
         UserError: PREFECT_API_URL names a server that cannot be used, or there is no server and
@@ -90,6 +113,11 @@ def prefect_server(may_start: bool = True) -> Iterator[str]:
         RunError: the new server did not start in time; the message names its log.
     """
     bypass_proxies_for_loopback()
+    if in_advance is not None:
+        _wait_for_start(in_advance)
+        with temporary_settings({PREFECT_API_URL: in_advance.url}):
+            yield in_advance.url
+        return
     configured = PREFECT_API_URL.value()
     if configured:
         check = check_server(configured)
@@ -130,6 +158,14 @@ def start_server() -> Iterator[str]:
         UserError: the new server would refuse the credentials of this process.
         RunError: the new server did not start in time; the message names its log.
     """
+    with _server_process() as server:
+        _wait_for_start(server)
+        yield server.url
+
+
+@contextmanager
+def _server_process() -> Iterator[LocalServer]:
+    """Start the process of a new Prefect server, yield it at once, and stop it on exit."""
     _require_own_login()
     port = _usual_port()
     if "LDMPROBE_PREFECT_PORT" not in os.environ or _listens(port):
@@ -161,12 +197,10 @@ def start_server() -> Iterator[str]:
             start_new_session=True,
             preexec_fn=_die_with_parent if sys.platform == "linux" else None,
         )
-    server = LocalServer(process, log)
+    server = LocalServer(process, log, url)
     started_servers.append(server)
     try:
-        with activity("starting a Prefect server"):
-            _wait_for_start(server, url)
-        yield url
+        yield server
     finally:
         started_servers.remove(server)
         if process.poll() is None:
@@ -192,18 +226,19 @@ def _require_own_login() -> None:
         )
 
 
-def _wait_for_start(server: LocalServer, url: str) -> None:
+def _wait_for_start(server: LocalServer) -> None:
     """Wait until a new server answers; raise `RunError` if it ends or takes too long."""
     deadline = time.monotonic() + _START_LIMIT_S
-    while not _answers(url):
-        ended = server.process.poll() is not None
-        if ended or time.monotonic() > deadline:
-            reason = "" if ended else f" within {_START_LIMIT_S:.0f} s"
-            raise RunError(
-                f"the local Prefect server did not start{reason}; its log is {server.log}. Fix: "
-                "read the log, and repeat the command."
-            )
-        time.sleep(0.2)
+    with activity("starting a Prefect server"):
+        while not _answers(server.url):
+            ended = server.process.poll() is not None
+            if ended or time.monotonic() > deadline:
+                reason = "" if ended else f" within {_START_LIMIT_S:.0f} s"
+                raise RunError(
+                    f"the local Prefect server did not start{reason}; its log is {server.log}. "
+                    "Fix: read the log, and repeat the command."
+                )
+            time.sleep(0.2)
 
 
 def ui_url(api_url: str) -> str:

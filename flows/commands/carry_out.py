@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from flows.checks.environment import check_environment
 from flows.commands.results import console
 from tasks.display import activity
 
+if TYPE_CHECKING:
+    from flows.server import LocalServer
 
-def carry_out(flow: str, run_url: str, **parameters: Any) -> dict[str, Any]:
+
+@contextmanager
+def server_in_advance() -> Iterator[LocalServer | None]:
+    """Start the Prefect server that `carry_out` will need, if any, without waiting for it.
+
+    Raises:
+        UserError: temporary files cannot be written, or Prefect's settings are unusable.
+    """
+    check_environment()
+    with activity("loading Prefect"):
+        from flows import server
+    with server.server_in_advance() as in_advance:
+        yield in_advance
+
+
+def carry_out(
+    flow: str, run_url: str, in_advance: LocalServer | None, **parameters: Any
+) -> dict[str, Any]:
     """Carry out a flow with a Prefect server, and return its result.
 
     Args:
         flow: name of the flow: ``study``, ``classify`` or ``intervene``.
         run_url: folder or URL of the run, to be printed.
+        in_advance: result of `server_in_advance`.
         parameters: parameters of the flow.
     """
     with activity("loading Prefect"):
@@ -24,7 +46,7 @@ def carry_out(flow: str, run_url: str, **parameters: Any) -> dict[str, Any]:
         from flows.server import prefect_server, ui_url
 
         function = getattr(import_module(f"flows.{flow}"), f"{flow}_flow")
-    with prefect_server() as api:
+    with prefect_server(in_advance=in_advance) as api:
         console.print(f"Prefect UI: {ui_url(api)}\nRun: {run_url}\n", highlight=False)
         return run_flow(function, **parameters)
 

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.checks.environment import check_environment
 from flows.checks.finished_run import RunArgument, finished_run
-from flows.commands.carry_out import carry_out
+from flows.commands.carry_out import carry_out, server_in_advance
 from flows.commands.results import console
 from flows.commands.tables import print_rows
 from ldmprobe_core.errors import UserError
@@ -219,17 +218,19 @@ def run_intervention(finished: Any, what: Any, execution: Execution) -> None:
     """
     from ldmprobe_core.interventions.stages import create_intervention
 
-    with activity("checking the intervention"):
-        create_intervention(finished, what)
-    check_environment()
-    from ldmprobe_core.analysis.report.intervention_text import (
-        effect_rows,
-        intervention_title,
-        map_sentence,
-    )
-    from ldmprobe_core.interventions.results import InterventionSummary
+    with server_in_advance() as server:
+        with activity("checking the intervention"):
+            create_intervention(finished, what)
+        from ldmprobe_core.analysis.report.intervention_text import (
+            effect_rows,
+            intervention_title,
+            map_sentence,
+        )
+        from ldmprobe_core.interventions.results import InterventionSummary
 
-    result = carry_out("intervene", finished.url, url=finished.url, what=what, execution=execution)
+        result = carry_out(
+            "intervene", finished.url, server, url=finished.url, what=what, execution=execution
+        )
     summary = InterventionSummary.model_validate(result)
     console.print(f"\n{intervention_title(summary)}", highlight=False)
     rows = effect_rows(summary)

@@ -6,13 +6,14 @@ import shutil
 import subprocess
 import sys
 from collections import namedtuple
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from flows import cli
-from flows.commands import tables
+from flows.commands import planning, tables
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.pipeline import environments
 from ldmprobe_core.study.prompt_sets import tabletop_prompts
@@ -22,7 +23,11 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def complain(capfd, monkeypatch):
-    """Return a function that runs the command and returns its standard error."""
+    """Return a function that runs the command and returns its standard error.
+
+    No Prefect server starts meanwhile.
+    """
+    monkeypatch.setattr(planning, "server_in_advance", nullcontext)
 
     def call(*words):
         monkeypatch.setattr("sys.argv", ["ldmprobe", *words])
@@ -97,7 +102,6 @@ def test_classify_notes_other_versions_only_for_a_run_that_is_not_finished(
 ):
     made = environments.versions()
     monkeypatch.setattr(environments, "versions", lambda: {**made, "torch": "99.1"})
-    monkeypatch.setattr(cli, "check_environment", lambda: None)
 
     def nothing(*arguments, **options):
         raise UserError("stopped here")

@@ -11,6 +11,7 @@ from http_servers import http_server
 from prefect.settings import (
     PREFECT_API_AUTH_STRING,
     PREFECT_API_URL,
+    PREFECT_HOME,
     PREFECT_SERVER_API_AUTH_STRING,
     PREFECT_UI_URL,
     Settings,
@@ -19,10 +20,18 @@ from prefect.settings import (
 
 import flows.server
 from flows.run_flow import QUIET_S
-from flows.server import RECORDING, WAITING, prefect_server, start_server, ui_url
+from flows.server import (
+    RECORDING,
+    WAITING,
+    LocalServer,
+    prefect_server,
+    server_in_advance,
+    start_server,
+    ui_url,
+)
 from infra import event_queue
 from infra.stack import free_ports
-from ldmprobe_core.errors import UserError
+from ldmprobe_core.errors import RunError, UserError
 
 OURS = json.dumps(prefect.__version__)
 
@@ -169,4 +178,63 @@ def test_prefect_server_refuses_a_configured_one_that_is_down():
         pytest.raises(UserError, match=r"does not answer \(ConnectError\)\. Fix: start"),
         prefect_server(),
     ):
+        pass
+
+
+@pytest.mark.parametrize("where", ["configured", "usual port"])
+def test_server_in_advance_starts_none_where_there_may_be_one(started, monkeypatch, where):
+    with http_server(200, OURS) as port:
+        url = f"http://127.0.0.1:{port}/api"
+        monkeypatch.setenv("LDMPROBE_PREFECT_PORT", str(port))
+        if where == "configured":
+            monkeypatch.setenv("LDMPROBE_PREFECT_PORT", str(*free_ports(1)))
+        with (
+            temporary_settings({PREFECT_API_URL: url if where == "configured" else None}),
+            server_in_advance() as server,
+        ):
+            assert server is None
+    assert not started
+
+
+def test_server_in_advance_starts_one_where_nothing_listens(started, monkeypatch):
+    (port,) = free_ports(1)
+    monkeypatch.setenv("LDMPROBE_PREFECT_PORT", str(port))
+    with (
+        temporary_settings({PREFECT_API_URL: None}),
+        pytest.raises(StartedError),
+        server_in_advance(),
+    ):
+        pass
+    assert started[0][0][-1] == str(port)
+
+
+def test_server_in_advance_ends_a_server_that_nothing_waits_for(tmp_path, monkeypatch):
+    """As where the study turns out to be unusable while the server starts."""
+    launch, processes = subprocess.Popen, []
+
+    def popen(command, **options):
+        processes.append(launch([sys.executable, "-c", "input()"], stdin=subprocess.PIPE))
+        return processes[-1]
+
+    monkeypatch.setattr(flows.server.subprocess, "Popen", popen)
+    monkeypatch.setenv("LDMPROBE_PREFECT_PORT", str(*free_ports(1)))
+    with (
+        temporary_settings({PREFECT_API_URL: None, PREFECT_HOME: tmp_path}),
+        contextlib.suppress(UserError),
+        server_in_advance() as server,
+    ):
+        assert server.process is processes[0]
+        assert flows.server.started_servers == [server]
+        raise UserError("study: it is unusable. Fix: none")
+    assert processes[0].poll() is not None
+    assert flows.server.started_servers == []
+
+
+def test_prefect_server_waits_for_the_one_that_was_started_in_advance(own_server, tmp_path):
+    with http_server(200, "true") as port, subprocess.Popen(["cat"], stdin=subprocess.PIPE) as cat:
+        url = f"http://127.0.0.1:{port}/api"
+        with prefect_server(in_advance=LocalServer(cat, tmp_path / "log", url)) as used_url:
+            assert used_url == url == PREFECT_API_URL.value()
+    ended = LocalServer(cat, tmp_path / "log", url)
+    with pytest.raises(RunError, match=r"did not start; its log"), prefect_server(in_advance=ended):
         pass

@@ -1,4 +1,4 @@
-"""The command ``ldmprobe export``."""
+"""The commands ``ldmprobe export`` and ``ldmprobe index``, which write results for elsewhere."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from flows.commands.results import write
 Target = Annotated[
     str, typer.Option("--to", help="file to write: .csv, .parquet, or .tex for the main table")
 ]
+StoreArgument = Annotated[str, typer.Argument(help="folder or s3://bucket/prefix that holds runs")]
 
 
 def export(run: RunArgument, to: Target) -> None:
@@ -23,3 +24,10 @@ def export(run: RunArgument, to: Target) -> None:
     with reading("ldmprobe export", finished.url):
         export_run_scores(finished, to)
     write(to)
+
+
+def index(store: StoreArgument = "runs") -> None:
+    """Write a page of all runs of a store, index.html, with their results side by side."""
+    from ldmprobe_core.analysis.index.build import write_index
+
+    write(write_index(store))
