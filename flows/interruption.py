@@ -12,14 +12,14 @@ import signal
 import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from contextvars import copy_context
 from functools import partial
 from types import FrameType, TracebackType
 from typing import Any, Protocol, Self
 
 import httpx
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import StateType
@@ -98,6 +98,8 @@ class FlowWatch(WatchThread):
         self._url, self._server = url, server
         self._answered_at = self._reached_at = time.monotonic()
         self._handlers: dict[signal.Signals, Any] = {}
+        self._client: SyncPrefectClient | None = None
+        self._open_client = ExitStack()
         super().__init__("flow-watch")
 
     def __enter__(self) -> Self:
@@ -154,7 +156,7 @@ class FlowWatch(WatchThread):
         not stopped in time, this process is ended.
         """
         next_poll = time.monotonic() + POLL_EVERY_S
-        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), self._open_client:
             while not self.over.wait(LOOK_EVERY_S):
                 stop = requested_stop()
                 if stop is not None:
@@ -185,8 +187,12 @@ class FlowWatch(WatchThread):
         """Ask the server for the state of the flow run, and request a stop if it was cancelled."""
         flow_run_id = self.flow_runs[-1]
         try:
-            with get_client(sync_client=True, httpx_settings={"timeout": ANSWER_LIMIT_S}) as client:
-                state = client.read_flow_run(flow_run_id).state
+            if self._client is None:
+                # Keep the client for all requests: each one reads the certificates of all
+                # authorities, which takes longer than a request.
+                client = get_client(sync_client=True, httpx_settings={"timeout": ANSWER_LIMIT_S})
+                self._client = self._open_client.enter_context(client)
+            state = self._client.read_flow_run(flow_run_id).state
         except ObjectNotFound:
             # The flow run was deleted in Prefect.  The flow does not need this record of itself on
             # the server, so continue.

@@ -10,10 +10,11 @@ all.  This module therefore polls the flow run's state.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, TypeVar
 
 import httpx
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import PrefectException
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
@@ -60,11 +61,15 @@ class PauseWatch(WatchThread):
 
         A server that does not answer is ignored here: `flows.interruption` handles its loss.
         """
-        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
+        client: SyncPrefectClient | None = None
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), ExitStack() as stack:
             while not self.over.wait(POLL_EVERY_S):
                 try:
-                    with get_client(sync_client=True, httpx_settings={"timeout": 10.0}) as client:
-                        flow_run = client.read_flow_run(self._flow_run_id)
+                    if client is None:
+                        # Keep the client for all requests, as `flows.interruption` does.
+                        opened = get_client(sync_client=True, httpx_settings={"timeout": 10.0})
+                        client = stack.enter_context(opened)
+                    flow_run = client.read_flow_run(self._flow_run_id)
                 except (httpx.HTTPError, PrefectException, RuntimeError, OSError):
                     continue
                 if not self.over.is_set():

@@ -164,6 +164,32 @@ def test_flow_watch_counts_a_servers_absence_from_its_last_sign_of_life(ends, mo
     assert len(asked) == 7
 
 
+def test_flow_watch_keeps_its_client_for_all_requests(ends, monkeypatch):
+    """A client reads the certificates of all authorities, which takes longer than a request."""
+    opened, asked = [], []
+    running = SimpleNamespace(state=SimpleNamespace(type="RUNNING"))
+
+    def read(_):
+        asked.append(None)
+        if len(asked) == 2:
+            raise httpx.ConnectError("refused")
+        return running
+
+    @contextmanager
+    def client(**_):
+        opened.append("opened")
+        yield SimpleNamespace(read_flow_run=read)
+        opened.append("closed")
+
+    monkeypatch.setattr(interruption, "get_client", client)
+    with FlowWatch(URL) as flow:
+        flow.begin(RUN)
+        until(lambda: len(asked) > 4)
+    until(lambda: len(opened) == 2)
+    assert opened == ["opened", "closed"]
+    assert requested_stop() is None
+
+
 @pytest.mark.parametrize("state", ["CANCELLING", "CANCELLED"])
 def test_flow_watch_a_cancellation_in_prefect(ends, capfd, state):
     answer = {"id": str(RUN), "flow_id": str(RUN), "name": "study x", "state": {"type": state}}

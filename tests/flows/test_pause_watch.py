@@ -6,9 +6,12 @@ import threading
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
+import httpx
 import pytest
 from http_servers import http_server
 from prefect import flow, runtime
@@ -107,6 +110,30 @@ def test_pause_watch_asks_the_server(monkeypatch):
             while not is_paused():
                 assert time.monotonic() < deadline
                 time.sleep(0.01)  # polling, bounded by the deadline
+
+
+def test_pause_watch_keeps_its_client_for_all_requests(monkeypatch):
+    opened, asked = [], []
+
+    def read(_):
+        asked.append(None)
+        if len(asked) == 2:
+            raise httpx.ConnectError("refused")
+        return flow_run(Running())
+
+    @contextmanager
+    def client(**_):
+        opened.append(None)
+        yield SimpleNamespace(read_flow_run=read)
+
+    monkeypatch.setattr(pause_watch, "POLL_EVERY_S", 0.01)
+    monkeypatch.setattr(pause_watch, "get_client", client)
+    with PauseWatch(RUN):
+        deadline = time.monotonic() + 60
+        while len(asked) < 5:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)  # polling, bounded by the deadline
+    assert len(opened) == 1
 
 
 @pytest.fixture
