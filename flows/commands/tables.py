@@ -124,7 +124,7 @@ def print_summary(summary: Summary, url: str, console: Console) -> None:
     the main findings as sentences, and the address of the report.  A cell is a combination of a
     step and a layer.
     """
-    from ldmprobe_core.analysis.report.text import best_rows, headline
+    from ldmprobe_core.analysis.report.text import best_rows, headline, unmeasured_clause
 
     rows = best_rows(summary)
     table = _table("", *(row["property"] for row in rows))
@@ -134,8 +134,9 @@ def print_summary(summary: Summary, url: str, console: Console) -> None:
     console.print(table, highlight=False)
     console.print()
     for row in rows:
-        best = summary.properties[row["property"]].best
-        if best.score.mean is None:
+        result = summary.properties[row["property"]]
+        best = result.best
+        if unmeasured_clause(result, summary.samples["test"]):
             continue  # no cell is better than another
         console.print(
             f"Best cell of {row['property']}: step {best.step}, {best.layer}, {best.kind}",

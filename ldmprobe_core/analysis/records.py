@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field
 from ldmprobe_core.analysis.classes.records import ClassesRecord
 from ldmprobe_core.analysis.controls.records import (
     ClassMapRecord,
+    ControlRecord,
     ControlsRecord,
     ExactRecord,
     NumberRecord,
@@ -255,13 +256,22 @@ class PropertyRecord(Record):
 
     @property
     def not_clear(self) -> list[str]:
-        """Names of the controls that the best cell was compared with, and does not exceed."""
-        return [n for n in self.not_beyond if self.controls.by_name()[n].compared]
+        """Names of the controls from which the best cell differs neither upwards nor downwards."""
+        below = self.below
+        return [n for n in self.not_beyond if n not in below and self._control(n).compared]
+
+    @property
+    def below(self) -> list[str]:
+        """Names of the controls whose score is clearly higher than that of the best cell."""
+        return [n for n in self.not_beyond if (self._control(n).difference.high or 0.0) < 0]
 
     @property
     def not_compared(self) -> list[str]:
         """Names of the controls of which too few prompts have a score for a comparison."""
-        return [n for n in self.not_beyond if not self.controls.by_name()[n].compared]
+        return [n for n in self.not_beyond if not self._control(n).compared]
+
+    def _control(self, name: str) -> ControlRecord:
+        return self.controls.by_name()[name]
 
 
 class NonfiniteRecord(Record):

@@ -5,7 +5,7 @@ The command line imports this module, so it must not import torch or a plotting 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ldmprobe_core.analysis.controls.records import (
     ClassMapRecord,
@@ -56,14 +56,17 @@ def control_columns(summary: Summary) -> dict[str, str]:
 def not_exceeded(result: PropertyRecord) -> str:
     """List the controls that the best probe does not clearly exceed; a dash if there are none.
 
-    Controls that it cannot be compared with follow after ``no interval:``; if there is no interval
-    for any control, the text is ``no interval``.
+    Those that clearly exceed the probe follow after ``below:``, and controls that it cannot be
+    compared with after ``no interval:``; if there is no interval for any control, the text is
+    ``no interval``.
     """
     if not any(record.compared for record in result.controls.linear().values()):
         return "no interval"
     texts = []
     if result.not_clear:
         texts.append(", ".join(map(control_title, result.not_clear)))
+    if result.below:
+        texts.append(f"below: {', '.join(map(control_title, result.below))}")
     if result.not_compared:
         texts.append(f"no interval: {', '.join(map(control_title, result.not_compared))}")
     return "; ".join(texts) or "–"
@@ -81,7 +84,7 @@ def _large_p(record: ControlRecord) -> str:
 
 
 def against(result: PropertyRecord) -> str:
-    """Return the clause on the controls: those that the best probe exceeds, and those it does not.
+    """Return the clause on the controls: those the best probe exceeds, those not, those above it.
 
     Each control is given with the paired difference of the best probe and the control's own best
     cell.  With too few test prompts there is no interval, for the probe or for a control that was
@@ -103,13 +106,78 @@ def against(result: PropertyRecord) -> str:
         )
 
     clauses = [f"is above {listed(cleared, 'by')}"] if cleared else []
+    verb = "but" if cleared else "is"
     if result.not_clear:
-        missed = f"not clearly above {listed(result.not_clear, 'by')}"
-        clauses.append(f"but {missed}" if cleared else f"is {missed}")
+        clauses.append(f"{verb} not clearly above {listed(result.not_clear, 'by')}")
+        verb = "and"
+    if result.below:
+        clauses.append(f"{verb} below {listed(result.below, 'difference')}")
     if result.not_compared:
         unknown = listed(result.not_compared, "difference")
         clauses.append(f"{'and ' if clauses else ''}has no interval to compare it with {unknown}")
     return ", ".join(clauses)
+
+
+def input_sentence(result: PropertyRecord) -> str:
+    """Name the steps of the onset's interval at which probes do not exceed those of an input.
+
+    What the denoiser's input gives as well at such a step, its activations need not add.  Empty if
+    there is no such step or no interval.
+    """
+    onset = result.emergence.probe.relative.onset
+    if onset.low is None:
+        return ""
+    inputs: dict[tuple[int, ...], list[str]] = {}
+    for name in INPUT_CONTROLS:
+        lows = {
+            record.step: record.less_inputs[name].low
+            for record in result.steps[onset.low - 1 : onset.high]
+            if name in record.less_inputs
+        }
+        missed = tuple(step for step, low in lows.items() if low is not None and low <= 0)
+        if missed:
+            inputs.setdefault(missed, []).append(name)
+    if not inputs:
+        return ""
+    how = "in AUROC" if result.steps[0].metric == "auroc" else "apart from position"
+    clauses = [
+        f" At step{'s' * (len(steps) > 1)} {_ranges(steps)}, probes are not clearly above "
+        f"{joined(names)} ({how})."
+        for steps, names in inputs.items()
+    ]
+    return "".join(clauses)
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Format ascending numbers with their ranges, such as ``1 to 3, 5 and 8``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    texts = []
+    for run in runs:
+        texts += [f"{run[0]} to {run[-1]}"] if len(run) > 2 else [str(number) for number in run]
+    *others, last = texts
+    return f"{', '.join(others)}{' and ' if others else ''}{last}"
+
+
+def empty_masks_sentence(result: PropertyRecord, samples: int) -> str:
+    """Say how many label masks are empty, which an empty prediction scores 1 on.
+
+    Args:
+        result: results of a property.
+        samples: number of test samples.
+
+    Returns:
+        the sentence with a space before it; empty if no label mask is empty.
+    """
+    empty, both = result.undefined.truth_empty, result.undefined.both_empty
+    if not empty:
+        return ""
+    verb = "is" if empty == 1 else "are"
+    return f" {empty} of {samples} label masks {verb} empty; {both} of them score 1 as empty too."
 
 
 def difference_sentences(summary: Summary, keep: str) -> str:

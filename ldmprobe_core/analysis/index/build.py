@@ -152,6 +152,8 @@ def index_page(
 
 def _shortfall(result: PropertyRecord) -> str:
     """Say that a run's best probe is not above every control; empty if it is."""
+    if result.below:
+        return "; below a control"
     if result.not_clear:
         return "; not clearly above every control"
     if not result.not_compared:

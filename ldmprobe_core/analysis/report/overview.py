@@ -9,7 +9,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ldmprobe_core.analysis.controls.wording import control_title, joined
+from ldmprobe_core.analysis.controls.wording import (
+    control_title,
+    empty_masks_sentence,
+    input_sentence,
+    joined,
+)
 from ldmprobe_core.analysis.records import PropertyRecord, Summary
 from ldmprobe_core.analysis.report.figures import step_ticks
 from ldmprobe_core.analysis.report.image_grid import image_grid
@@ -27,7 +32,7 @@ from ldmprobe_core.analysis.report.text import (
     metric_title,
     number,
     property_title,
-    undefined_clause,
+    unmeasured_clause,
 )
 from ldmprobe_core.analysis.run_analysis import RunAnalysis
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap
@@ -43,8 +48,8 @@ def overview_sentences(summary: Summary) -> list[str]:
 def _sentence(name: str, result: PropertyRecord, summary: Summary) -> str:
     """Write the sentences on one property: its best probe, controls, onset and leads."""
     best, onset = result.best, result.emergence.probe.relative.onset
-    if best.score.mean is None:
-        return f"{property_title(name)}: the {undefined_clause(result)}."
+    if clause := unmeasured_clause(result, summary.samples["test"]):
+        return f"{property_title(name)}: {clause}."
     text = (
         f"{property_title(name)}: {metric_title(best.metric)} {number(best.score)} at step "
         f"{best.step}, {short_layer(best.layer)}"
@@ -52,15 +57,19 @@ def _sentence(name: str, result: PropertyRecord, summary: Summary) -> str:
     if best.score.low is None:
         lost = " with a defined score" if result.undefined.best else ""
         return f"{text}; too few test prompts{lost} for intervals and comparisons."
-    text += f", {_comparison(result)}."
+    empty = empty_masks_sentence(result, summary.samples["test"])
+    text += f", {_comparison(result)}.{empty}"
     if not onset.distribution:
         return f"{text} When it emerges is undefined."
     low, high = onset.low or "later", onset.high or "later"
     if not onset.determined:
-        return f"{text} The step from which it can be read is not determined [{low}, {high}]."
+        return (
+            f"{text} The step from which it can be read is not determined [{low}, {high}]."
+            f"{input_sentence(result)}"
+        )
     text += (
         f" From step {onset.step} [{low}, {high}] of {summary.steps} on, probes hold at least half "
-        "of their last step's gain over position alone."
+        f"of their last step's gain over position alone.{input_sentence(result)}"
     )
     decoded, clean = result.leads.decoded.onset, result.leads.clean.onset
     if decoded.low is None or clean.low is None:
@@ -95,12 +104,17 @@ def _later(value: Lead) -> str:
     if low is None or high is None:
         return "at an undefined step"
     if not value.determined:
-        if high <= 0:
-            return f"{-high} to {-low} steps earlier (not determined more closely)"
-        if low >= 0:
-            return f"{low} to {high} steps later (not determined more closely)"
-        steps = "step" if low == -1 else "steps"
-        return f"between {-low} {steps} earlier and {high} later (not determined more closely)"
+        if high < 0:
+            span = f"{-high} to {-low} steps earlier"
+        elif low > 0:
+            span = f"{low} to {high} steps later"
+        elif high == 0:
+            span = f"between {-low} steps earlier and the same step"
+        elif low == 0:
+            span = f"between the same step and {high} later"
+        else:
+            span = f"between {-low} step{'s' * (low < -1)} earlier and {high} later"
+        return f"{span} (not determined more closely)"
     if low == high == 0:
         return "at the same step (0 [0, 0] steps)"
     if low <= 0 <= high:
@@ -113,14 +127,23 @@ def _later(value: Lead) -> str:
 def _comparison(result: PropertyRecord) -> str:
     """Name the controls that the best probe does not exceed; if it exceeds all, the closest one.
 
+    Those that clearly exceed the probe are named with the difference.
+
     Controls that it cannot be compared with, because too few prompts have both scores, are named in
     a clause of their own.
     """
     unknown = ""
     if result.not_compared:
         unknown = f"; no interval to compare it with {joined(result.not_compared)}"
-    if result.not_clear:
-        return f"not clearly above {joined(result.not_clear)}{unknown}"
+    if result.not_beyond != result.not_compared:
+        clauses = [f"not clearly above {joined(result.not_clear)}"] if result.not_clear else []
+        by_name = result.controls.by_name()
+        below = [
+            f"{control_title(name)} (difference {number(by_name[name].difference)})"
+            for name in result.below
+        ]
+        clauses += [f"below {' and '.join(below)}"] if below else []
+        return f"{', '.join(clauses)}{unknown}"
     differences = {
         name: record.difference
         for name, record in result.controls.linear().items()

@@ -7,7 +7,13 @@ would make every command start slowly.
 from __future__ import annotations
 
 from ldmprobe_core.analysis.classes.records import ClassesRecord
-from ldmprobe_core.analysis.controls.wording import against, control_columns, fixed_cut_sentence
+from ldmprobe_core.analysis.controls.wording import (
+    against,
+    control_columns,
+    empty_masks_sentence,
+    fixed_cut_sentence,
+    input_sentence,
+)
 from ldmprobe_core.analysis.records import (
     CurveRecord,
     LeadsRecord,
@@ -54,7 +60,7 @@ def step(value: Crossing) -> str:
 def lead(value: Lead) -> str:
     """Format a lead with its interval, as ``7 [6, 8]``; a dash if the lead is undefined."""
     if value.low is None or value.high is None:
-        return "–" if value.steps is None else "not determined"
+        return "–" if value.steps is None else "not determined (no bounds)"
     if not value.determined:
         return f"not determined [{value.low}, {value.high}]"
     return f"{value.steps} [{value.low}, {value.high}]"
@@ -69,7 +75,6 @@ def best_rows(summary: Summary) -> list[dict[str, str]]:
     rows = []
     for name, result in summary.properties.items():
         best, emergence, records = result.best, result.emergence, result.controls.by_name()
-        position = result.controls.position
         rows.append(
             {
                 "property": name,
@@ -81,11 +86,7 @@ def best_rows(summary: Summary) -> list[dict[str, str]]:
                     heading: number(records[key].own_best.score) if key in records else "–"
                     for key, heading in columns.items()
                 },
-                "above position": "yes"
-                if position.exceeded
-                else "not clearly"
-                if position.compared
-                else "no interval",
+                "above position": _above_position(result),
                 "onset": step(emergence.probe.relative.onset),
                 "image onset": step(emergence.decoded.relative.onset),
                 "settled": step(emergence.probe.relative.settled),
@@ -95,6 +96,15 @@ def best_rows(summary: Summary) -> list[dict[str, str]]:
             }
         )
     return rows
+
+
+def _above_position(result: PropertyRecord) -> str:
+    """Say whether the best probe exceeds position alone."""
+    if "position" in result.below:
+        return "no, below"
+    if result.controls.position.exceeded:
+        return "yes"
+    return "not clearly" if result.controls.position.compared else "no interval"
 
 
 def property_title(name: str) -> str:
@@ -111,8 +121,8 @@ def headline(summary: Summary) -> list[str]:
     lines = []
     for name, result in summary.properties.items():
         best, last = result.best, result.last
-        if best.score.mean is None:
-            lines.append(f"{property_title(name)}: the {undefined_clause(result)}.")
+        if clause := unmeasured_clause(result, summary.samples["test"]):
+            lines.append(f"{property_title(name)}: {clause}.")
             continue
         line = (
             f"{property_title(name)}: at the last step the best probe scores {number(last.score)} "
@@ -122,6 +132,7 @@ def headline(summary: Summary) -> list[str]:
         # With too few test prompts, a score has no confidence interval and therefore no onset step.
         # The sentence already gives that reason, so add no sentence on the onset.
         if best.score.low is not None:
+            line += empty_masks_sentence(result, summary.samples["test"])
             line += fixed_cut_sentence(name, result) + _onset_sentence(result)
         if result.missing:
             line += f" {result.missing:.1%} of the pixels of its labels are not measured."
@@ -131,13 +142,22 @@ def headline(summary: Summary) -> list[str]:
     return lines
 
 
-def undefined_clause(result: PropertyRecord) -> str:
-    """Return the clause on a property whose score is undefined in every test image."""
-    return (
-        f"{metric_title(result.best.metric)} of its probes is undefined in every test image, as "
-        "where the labels or the predictions do not vary within an image, so that nothing can be "
-        "compared"
-    )
+def unmeasured_clause(result: PropertyRecord, samples: int) -> str:
+    """Return the clause on a property of which nothing is measured; empty if something is.
+
+    Args:
+        result: results of the property.
+        samples: number of test samples.
+    """
+    if result.best.score.mean is None:
+        return (
+            f"the {metric_title(result.best.metric)} of its probes is undefined in every test "
+            "image, as where the labels or the predictions do not vary within an image, so that "
+            "nothing can be compared"
+        )
+    if result.undefined.truth_empty == samples:
+        return f"all {samples} label masks of the test images are empty, so nothing is measured"
+    return ""
 
 
 _NAMED_CELLS = 10
@@ -294,11 +314,11 @@ def _onset_sentence(result: PropertyRecord) -> str:
     if not decoded.distribution:
         return (
             f"{sentence}; the onset of the labeler on the step's decoded latents is undefined"
-            f"{_undefined_reason(result.emergence.decoded)}."
+            f"{_undefined_reason(result.emergence.decoded)}.{input_sentence(result)}"
         )
     return (
         f"{sentence}, the labeler on the step's decoded latents keeps half of its own "
-        f"{_from(decoded)}{_lead_clause(result.leads)}"
+        f"{_from(decoded)}{_lead_clause(result.leads)}{input_sentence(result)}"
     )
 
 

@@ -1,14 +1,20 @@
 """Sentences and cells on controls that a probe exceeds, does not, or cannot be compared with."""
 
+from io import StringIO
+
 import pytest
 from markupsafe import escape
+from rich.console import Console
 from summaries import interval, summary
 
+from flows.commands.tables import print_summary
 from ldmprobe_core.analysis.controls.wording import difference_sentences
 from ldmprobe_core.analysis.exports import latex_table
 from ldmprobe_core.analysis.index.build import RunEntry, index_page
+from ldmprobe_core.analysis.records import StepRecord
 from ldmprobe_core.analysis.report.overview import overview_sentences
 from ldmprobe_core.analysis.report.text import best_rows, headline
+from ldmprobe_core.probing.inference.bootstrap import Interval
 
 
 def without_interval(made, *names):
@@ -129,3 +135,89 @@ def test_a_fixed_cut_of_the_best_probe_is_named_with_the_controls_that_share_it(
     ) in line
     made.properties = {"depth": result}
     assert "cut" not in headline(made)[0]
+
+
+def test_tables_and_the_index_tell_a_control_that_is_better_from_one_that_is_not_cleared():
+    """Of a probe of 0.6, position scores 0.7, and shuffled labels 0.58."""
+    made = summary(0.7, 0.58, 0.1)
+    cell = "shuffled labels; below: position alone"
+    assert f" & {cell} & " in latex_table(made)
+    page = index_page("runs", [RunEntry("r", "finished", summary=made)])
+    assert f'<td data-run="0">{cell}</td>' in page
+    assert "; below a control" in page
+    (row,) = best_rows(made)
+    assert row["above position"] == "no, below"
+
+
+def test_sentences_say_that_a_control_is_clearly_better():
+    """Of a probe of 0.6, position scores 0.7, and the latents 0.9."""
+    made = summary(0.7, 0.2, 0.58, latents=0.9)
+    (line,) = headline(made)
+    assert (
+        "is above shuffled labels (by 0.40 [0.35, 0.45]), but not clearly above permuted weights "
+        "(by 0.02 [-0.03, 0.07]), and below position alone (difference -0.10 [-0.15, -0.05]), the "
+        "latents alone (difference -0.30 [-0.35, -0.25])."
+    ) in line
+    (line,) = overview_sentences(made)
+    assert (
+        ", not clearly above permuted weights, below position alone (difference -0.10 "
+        "[-0.15, -0.05]) and the latents alone (difference -0.30 [-0.35, -0.25]). From step"
+    ) in line
+    (line,) = headline(summary(0.7, 0.2, 0.1))
+    assert "but below position alone (difference -0.10" in line
+
+
+def test_sentences_name_the_steps_at_which_an_input_does_as_well():
+    """The onset's interval is steps 2 to 4; steps 1 and 5 do not count."""
+    made = summary(0.3, 0.2, 0.1, latents=0.2, clean_pixels=0.2)
+    lows = {"latents": [-1, -1, 0, -1, -1], "clean_pixels": [-1, 0.1, -0.1, 0.1, -1]}
+    score = Interval(mean=0.5, low=0.4, high=0.6)
+    made.properties["depth"].steps = [
+        StepRecord(
+            step=i + 1, score=score, metric="spearman_partial", value=score,
+            less_inputs={n: Interval(mean=low[i] + 0.1, low=low[i], high=low[i] + 0.2)
+                         for n, low in lows.items()},
+        )
+        for i in range(5)
+    ]  # fmt: skip
+    clause = (
+        " At steps 2 to 4, probes are not clearly above the latents alone (apart from position). "
+        "At step 3, probes are not clearly above the predicted clean image's pixels (apart from "
+        "position)."
+    )
+    for sentences in (headline(made), overview_sentences(made)):
+        assert clause in sentences[0]
+    for record in made.properties["depth"].steps:
+        record.metric = "auroc"
+        record.less_inputs["clean_pixels"] = record.less_inputs["latents"]
+    assert (
+        "At steps 2 to 4, probes are not clearly above the latents alone and the predicted clean "
+        "image's pixels (in AUROC)."
+    ) in headline(made)[0]
+    for record in made.properties["depth"].steps:
+        record.less_inputs = {"latents": score}
+    assert "probes are not clearly" not in headline(made)[0]
+
+
+def test_sentences_say_how_many_masks_are_empty():
+    """Of five test images."""
+    made = summary(0.3, 0.2, 0.1)
+    made.properties = {"foreground": made.properties["depth"]}
+    undefined = made.properties["foreground"].undefined
+    undefined.truth_empty, undefined.both_empty = 4, 3
+    for sentences in (headline(made), overview_sentences(made)):
+        assert " 4 of 5 label masks are empty; 3 of them score 1 as empty too. " in sentences[0]
+    undefined.truth_empty = undefined.both_empty = 5
+    for sentences in (headline(made), overview_sentences(made)):
+        assert sentences == [
+            "Foreground: all 5 label masks of the test images are empty, so nothing is measured."
+        ]
+    output = StringIO()
+    print_summary(made, "runs/x", Console(file=output, markup=False))
+    assert "Best cell" not in output.getvalue()
+
+
+def test_headline_asks_nothing_of_a_nonlinear_probe():
+    (line,) = headline(summary(0.3, 0.2, 0.1, mlp=0.9))
+    assert "not clearly" not in line
+    assert "two-layer" not in line
