@@ -22,7 +22,7 @@ def cluster_spec(execution: Execution) -> dict[str, Any]:
     """
     try:
         data = Path(str(execution.cluster)).read_bytes()
-        spec = read_yaml(data, f"execution.cluster: {execution.cluster}")
+        spec = read_yaml(data, f"execution.cluster: {execution.cluster}", kubernetes=True)
         if spec["kind"] != "DaskCluster":
             raise KeyError("kind")
         spec["spec"]["worker"]["replicas"] = execution.workers

@@ -151,6 +151,9 @@ class ComponentLabeler:
 
 def takes_images(labeler: Any) -> bool:
     """Return whether a callable takes images as its only argument, not settings and a device."""
+    # A network of PyTorch takes any arguments, by its signature, and hands them to `forward`.
+    if not inspect.isclass(labeler) and hasattr(labeler, "register_forward_hook"):
+        labeler = labeler.forward
     try:
         parameters = inspect.signature(labeler).parameters.values()
     except (TypeError, ValueError):  # Some C functions have no signature.

@@ -15,6 +15,7 @@ of the chunks that the creation wrote: coordinates and samples.
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections.abc import Iterator
 
@@ -34,6 +35,9 @@ GROUPS = (
 """Names of the top-level groups that a run may have."""
 
 _CRC_BYTES = 4
+
+_RECORD = re.compile(r"(0|[1-9][0-9]*)(-(0|[1-9][0-9]*))*\.json")
+"""Name of a unit's checksum file, see `record_name`."""
 
 
 class ChunkRecord:
@@ -112,9 +116,12 @@ def read_record(location: Location, name: str) -> dict[str, bytes]:
 
 
 def record_names(location: Location, array: str) -> Iterator[str]:
-    """Yield the names of the checksum files of all units of work in one progress array."""
+    """Yield the names of the checksum files of all units of work in one progress array.
+
+    Other files are left out, such as copies that a file manager or a synchronization made.
+    """
     for name in location.files(f"{FOLDER}/{array}"):
-        if name.endswith(".json"):
+        if _RECORD.fullmatch(name):
             yield f"{FOLDER}/{array}/{name}"
 
 

@@ -99,11 +99,12 @@ def _recorded_checksums(run: Run) -> tuple[dict[str, bytes], list[CorruptChunkEr
     for kind in UNIT_KINDS.values():
         groups = [f"{top}/{name}" for top in kind.groups for name in run.location.folders(top)]
         for group in groups if kind.per_group else [GROUP]:
-            for name in record_names(run.location, f"{group}/{kind.progress}"):
-                # A unit with recorded checksums that is incomplete is being repeated.  It may have
-                # overwritten some of its chunks, so these checksums no longer apply.
-                if run.progress_of(group).count(kind, *unit_of_record(name)[1]):
-                    names.append(name)
+            records = list(record_names(run.location, f"{group}/{kind.progress}"))
+            completed = run.progress_of(group).completed(kind) if records else np.zeros(0, bool)
+            units = set(map(tuple, np.argwhere(completed).tolist()))
+            # A unit with recorded checksums that is incomplete is being repeated.  It may have
+            # overwritten some of its chunks, so these checksums no longer apply.
+            names += [name for name in records if unit_of_record(name)[1] in units]
     recorded: dict[str, bytes] = {}
     damaged = []
     for name in names:

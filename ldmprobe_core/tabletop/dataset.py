@@ -112,14 +112,27 @@ class Dataset:
         train, held_out: indices of the training scenes and of the others.
 
     Raises:
-        UserError: there are no more scenes than are held out.
+        UserError: the scenes are not rendered, or no more of them than are held out.
     """
 
     def __init__(self, folder: Path, held_out: int) -> None:
+        lacking = [name for name in _ARRAYS if not (folder / f"{name}.npy").is_file()]
+        if lacking:
+            raise UserError(
+                f"{folder}: there are no rendered scenes ({lacking[0]}.npy is missing). Fix: add "
+                "render to --stages, or give the working folder that has them (--work)"
+            )
         self.rgb, self.foreground, self.depth, self.shading, self.normal, self.category = (
             np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS
         )
         self.scenes = len(self.category)
+        starts = range(0, self.scenes, BLOCK)
+        missing = sum(not (folder / f"done-{start:06d}").exists() for start in starts)
+        if missing:
+            raise UserError(
+                f"{folder}: {missing} of {len(starts)} blocks of scenes are not rendered. Fix: add "
+                "render to --stages"
+            )
         if self.scenes <= held_out:
             raise UserError(
                 f"{folder}: {self.scenes} scenes leave none to train on, since {held_out} are held "

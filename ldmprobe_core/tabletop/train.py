@@ -55,8 +55,10 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     work: Path = args.work
-    work.mkdir(parents=True, exist_ok=True)
     begin: Path | None = args.begin
+    if begin and not (begin / "vae").is_dir():
+        raise UserError(f"--from: {begin} is no model folder. Fix: give a folder that has a vae/")
+    work.mkdir(parents=True, exist_ok=True)
     require_same_origin(work, begin, new_denoiser=args.new_denoiser)
 
     if "render" in args.stages:

@@ -180,6 +180,18 @@ def test_cluster_spec_has_the_number_of_workers_and_a_name_of_its_own():
     )
 
 
+def test_cluster_spec_reads_file_modes_and_dates_as_kubectl_does(tmp_path):
+    path = tmp_path / "cluster.yaml"
+    lines = "modes: [0400, 0644, 0, 10, 08]\ndates: [2026-01-02, 2026-13-45]\nflags: [yes, off]\n"
+    path.write_text((KUBERNETES / "dask-cluster.yaml").read_text() + f"\n{lines}a: 1e3\n")
+    spec = cluster_spec(Execution(runner="dask", cluster=str(path)))
+    # 4 x 64, and 6 x 64 + 4 x 8 + 4; 08 is no number in base 8.
+    assert spec["modes"] == [256, 420, 0, 10, "08"]
+    assert spec["dates"] == ["2026-01-02", "2026-13-45"]
+    assert spec["flags"] == [True, False]
+    assert spec["a"] == 1000
+
+
 @pytest.mark.parametrize("content", [None, "kind: Pod", "- 1", "kind: DaskCluster"])
 def test_cluster_spec_refuses_a_file_that_describes_no_cluster(tmp_path, content):
     path = tmp_path / "cluster.yaml"
@@ -194,7 +206,8 @@ def test_cluster_spec_refuses_a_file_that_describes_no_cluster(tmp_path, content
     [
         ("a: [", r", line \d+: this is not valid YAML"),
         ("spec: {worker: {}}", r", line \d+: key 'spec' is given twice \(first on line \d+\)"),
-        ("made: 2026-13-45", r": a value cannot be read \(month must be in 1\.\.12"),
+        ("made: 1:30", r", line \d+: YAML does not read '1:30' as a decimal number"),
+        ("#" * (5 << 20), r": \d+ bytes are too many for a resource of Kubernetes\."),
     ],
 )
 def test_cluster_spec_refuses_what_a_study_file_may_not_have_either(tmp_path, line, problem):

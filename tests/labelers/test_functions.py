@@ -308,3 +308,15 @@ def test_takes_images_tells_functions_of_images_from_loaders():
     assert takes_images(lambda images, scale=2: images)
     assert not takes_images(Bound)
     assert not takes_images(Bound().load)
+
+
+def test_a_network_that_is_registered_labels_images_and_its_class_loads_a_labeler():
+    class Redness(torch.nn.Module):
+        def forward(self, images):
+            return torch.from_numpy(images)[..., 0] / 255
+
+    register_labeler("depth", "test-network")(Redness())
+    images = np.array([[[[51, 0, 0], [255, 9, 9]]]], np.uint8)
+    labels = load_labeler("depth", LabelerSpec(name="test-network"), torch.device("cpu"))(images)
+    np.testing.assert_allclose(labels, [[[0.2, 1]]], rtol=1e-6)
+    assert not takes_images(Redness)

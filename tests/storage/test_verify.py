@@ -111,6 +111,15 @@ def test_find_corrupt_chunks_reads_chunks_of_every_array(whole, copy):
     assert {d.key for d in find_corrupt_chunks(copy)} == set(keys) - marks
 
 
+@pytest.mark.parametrize(
+    "name", ["0 (1).json", "notes.json", "00.json", "-1.json", "999.json", "0-0.json", "._0.json"]
+)
+def test_find_corrupt_chunks_ignores_files_beside_the_records_of_units(copy, name):
+    folder = Path(copy.url) / "checksums/progress/generated"
+    (folder / name).write_text('{"images/image/c/0/0/0/0": "00000000"}')
+    assert list(find_corrupt_chunks(copy)) == []
+
+
 def test_clear_progress_takes_back_a_damaged_mark(whole, copy):
     flip(Path(copy.url) / "progress/probed/c/1/0")
     found = list(find_corrupt_chunks(copy))

@@ -21,6 +21,8 @@ def test_render_dataset_resumes_by_block(tmp_path, monkeypatch):
     assert list(data.train) == list(range(7))
     done = []
     (tmp_path / "done-000004").unlink()
+    with pytest.raises(UserError, match=r"1 of 3 blocks of scenes are not rendered\. Fix: add"):
+        Dataset(tmp_path, held_out=3)
     render_dataset(tmp_path, 10, processes=1, progress=done.append)
     assert done == [4]
     with pytest.raises(UserError, match=r"it has 10 scenes, .* asked for \(11\)\. Fix: ask for 10"):

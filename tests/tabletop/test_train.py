@@ -56,6 +56,25 @@ def test_train_main_refuses_scenes_that_are_all_held_out_before_it_renders(tmp_p
     assert not work.exists()
 
 
+@pytest.mark.parametrize("stage", ["autoencoder", "denoiser", "labelers", "export"])
+def test_train_main_names_scenes_that_are_not_rendered(tmp_path, monkeypatch, stage):
+    command = ["train", "--work", str(tmp_path), "--stages", stage]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(
+        UserError, match=r"no rendered scenes \(rgb\.npy is missing\)\. Fix: add render to --stages"
+    ):
+        train.main()
+
+
+def test_train_main_refuses_to_begin_from_no_model_folder(tmp_path, monkeypatch):
+    work = tmp_path / "work"
+    command = ["train", "--work", str(work), "--from", str(tmp_path), "--stages", "export"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(UserError, match=r"^--from: .* is no model folder\. Fix: give a folder"):
+        train.main()
+    assert not work.exists()
+
+
 def test_require_same_origin_refuses_checkpoints_that_began_otherwise(tmp_path):
     work, first, second = (tmp_path / name for name in ("work", "first", "second"))
     work.mkdir()

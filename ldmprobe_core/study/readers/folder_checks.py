@@ -17,6 +17,7 @@ from ldmprobe_core.study.readers.image_files import image_size, is_rotated
 from ldmprobe_core.study.readers.image_folder import (
     file_digest,
     files_in,
+    images_beside,
     is_picture,
     map_path,
     map_property,
@@ -215,6 +216,13 @@ def _check_names(folder: Path, props: Collection[str]) -> list[str]:
         notes.append(
             "images.folder: files that may be maps are taken as source images, since the name of a "
             f"map has a dot before its property: {listed(mistaken)}"
+        )
+    pictures = [path.name for path in files if is_picture(path, props)]
+    beside = [name for name, _, _ in images_beside(folder, pictures, props)]
+    if beside:
+        notes.append(
+            "images.folder: files that are named like another source image, with a word added, are "
+            f"source images of their own: {listed(beside)}"
         )
     return notes
 

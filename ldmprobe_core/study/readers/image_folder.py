@@ -7,27 +7,36 @@ foreground map holds 0 and one other number.  Shading is at least 0.  NaN, and t
 
 Functions that judge files by their names take ``props``, the names of the properties that may have
 maps: those of the study, `Study.map_properties`.  `image_names` refuses an image beside another one
-that has any other word in the place of the property.
+that has a similar word in the place of the property, such as ``lemon.depht.png``.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.study.properties import property_of
+from ldmprobe_core.study.properties import PROPERTIES, property_of
 from ldmprobe_core.study.readers.image_files import image_size, open_rgb
 from ldmprobe_core.study.readers.map_files import MAP_SUFFIXES, LoadedMap, load_map
 from ldmprobe_core.study.readers.value_types import user_path
 from ldmprobe_core.study.sections import Images
 
 _PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
+_MAP_WORDS = (
+    "mask", "matte", "alpha", "segmentation", "label", "labels", "normals", "disparity",
+    "depthmap", "albedo", "reflectance",
+)  # fmt: skip
+"""Usual names of maps, beside those of properties."""
+_MIN_SIMILARITY = 0.8
+"""Smallest ratio of `difflib` at which a word is a misspelled one; 0.8 is two letters swapped."""
 
 
 def list_images(folder: str, props: Collection[str], field: str = "photographs") -> list[str]:
@@ -111,7 +120,7 @@ def image_names(images: Images, props: Collection[str]) -> list[str]:
 
     Raises:
         UserError: the folder does not exist, has too few images, or has an image that is named like
-            a map of an unknown property.
+            a map, with a misspelled property or one that cannot have maps.
     """
     names = list_images(images.folder, props, "images.folder")
     _require_no_unknown_maps(user_path(images.folder), names, props)
@@ -128,28 +137,45 @@ def image_names(images: Images, props: Collection[str]) -> list[str]:
 def _require_no_unknown_maps(folder: Path, names: list[str], props: Collection[str]) -> None:
     """Check that no image is named like a map of another image, but with an unknown property.
 
-    Such a file is probably a map with a misspelled name.  An image that has a map of its own, such
-    as ``a.side.depth.npy`` beside ``a.side.png``, is certainly none.
-
     Raises:
-        UserError: an image is named like a map.
+        UserError: an image has the name of a map, or one that is similar.
     """
-    stems = {Path(name).stem: name for name in names}
-    for name in names:
-        stem, _, word = Path(name).stem.rpartition(".")
-        if stem not in stems or not any(letter.isalpha() for letter in word):
+    vectors = [one.component.vector for one in PROPERTIES.values() if one.component]
+    known = {*props, *_MAP_WORDS, *PROPERTIES, *vectors}
+    for name, other, word in images_beside(folder, names, props):
+        if not get_close_matches(word.lower(), known, 1, _MIN_SIMILARITY):
             continue
-        if any(map_path(folder, name, prop) for prop in props):
-            continue
+        stem = Path(other).stem
         problem = f"{word} is no property that can have maps"
         components = _components_of(word.lower(), props)
         if components:
             problem = f"maps of {word} are given by component ({', '.join(components)})"
         raise UserError(
-            f"{folder / name}: it is named like a map of {stems[stem]}, but {problem}. Fix: name "
+            f"{folder / name}: it is named like a map of {other}, but {problem}. Fix: name "
             f"a map {stem}.PROPERTY.npy, .png, .tif or .exr, with one of {', '.join(props)}; name "
             f"a source image without {f'.{word}'!r}"
         )
+
+
+def images_beside(
+    folder: Path, names: list[str], props: Collection[str]
+) -> Iterator[tuple[str, str, str]]:
+    """Yield images whose names are those of other images with a dot and a word added.
+
+    An image that has a map of its own, such as ``a.side.depth.npy`` beside ``a.side.png``, is left
+    out, and so is one whose word is a version or the suffix of an image, such as ``a.v2.png``.
+
+    Yields:
+        the image's file name, that of the other image, and the word.
+    """
+    stems = {Path(name).stem: name for name in names}
+    for name in names:
+        stem, _, word = Path(name).stem.rpartition(".")
+        is_version = re.fullmatch(r"v?[\W\d_]*", word, re.IGNORECASE)
+        if stem not in stems or is_version or f".{word.lower()}" in _PICTURES:
+            continue
+        if not any(map_path(folder, name, prop) for prop in props):
+            yield name, stems[stem], word
 
 
 def _components_of(name: str, props: Collection[str]) -> list[str]:

@@ -8,6 +8,7 @@ import io
 import os
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,40 +128,67 @@ def _read(path: str, split: str | None) -> list[Row]:
     """Read the rows of one prompt file; ``split`` is the split of all its rows, if given."""
     data = _bytes(path)
     text = decode_text(data, path)
-    # In the non-strict mode, a quote that is never closed would silently make all following lines
-    # part of one prompt.
-    # Without `skipinitialspace`, the quotes of a field after a comma and a space would be a part of
-    # the prompt.
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
-    try:
-        header = next(reader, [])
-        names = [_ALIASES.get(name.strip().lower(), name.strip().lower()) for name in header]
-        _check_header(path, header, names, split)
-        rows = []
-        line = reader.line_num + 1
-        for fields in reader:
-            if any(value.strip() for value in fields):
-                origin = f"{path}, line {line}"
-                if len(fields) != len(names):
-                    raise UserError(
-                        f"{origin}: {len(fields)} fields for {len(names)} columns. Fix: separate "
-                        "fields by commas, and quote prompts that contain commas"
-                    )
-                rows.append(_row(dict(zip(names, fields, strict=True)), origin, split))
-            line = reader.line_num + 1
-    except csv.Error as error:
-        if "field limit" in str(error):
+    lines = list(io.StringIO(text, newline=""))
+    header, end = _record(path, lines, 0)
+    names = [_ALIASES.get(name.strip().lower(), name.strip().lower()) for name in header]
+    _check_header(path, header, names, split)
+    rows = []
+    while end < len(lines):
+        origin = f"{path}, line {end + 1}"
+        fields, end = _record(path, lines, end)
+        if not any(value.strip() for value in fields):
+            continue
+        if len(fields) != len(names):
             raise UserError(
-                f"{path}, line {reader.line_num}: a field has more than {csv.field_size_limit()} "
-                "characters. Fix: close the quote that it begins with, or shorten the prompt"
-            ) from None
-        raise UserError(
-            f"{path}, line {reader.line_num}: not CSV ({error}). Fix: put prompts that contain "
-            "commas or quotes into quotes, and double each quote inside them"
-        ) from error
+                f"{origin}: {len(fields)} fields for {len(names)} columns. Fix: separate "
+                "fields by commas, and quote prompts that contain commas"
+            )
+        rows.append(_row(dict(zip(names, fields, strict=True)), origin, split))
     if not rows:
         raise UserError(f"{path}: the file has no rows. Fix: add one row for each image")
     return rows
+
+
+def _record(path: str, lines: list[str], start: int) -> tuple[list[str], int]:
+    """Read the fields of the record that begins at the index ``start`` of a file's lines.
+
+    A quote after a comma and a space opens a quoted field if a comma or the line's end follows its
+    closing quote.  Otherwise it is a part of the text, as in ``1, "The Scream" by Munch``.
+
+    Returns:
+        the fields, and the index of the line after the record.
+
+    Raises:
+        UserError: the record is not CSV.
+    """
+
+    def reader(*, skip_spaces: bool) -> Any:
+        # In the non-strict mode, a quote that is never closed would silently make all following
+        # lines part of one prompt.
+        rest = map(lines.__getitem__, range(start, len(lines)))
+        return csv.reader(rest, strict=True, skipinitialspace=skip_spaces)
+
+    quoted = reader(skip_spaces=True)
+    try:
+        return next(quoted, []), start + quoted.line_num
+    except csv.Error as error:
+        if quoted.line_num == 1:
+            with suppress(csv.Error):
+                literal = next(reader(skip_spaces=False))
+                # An odd number of quotes is one that is not closed, or that a comma divides.
+                if all(value.count('"') % 2 == 0 for value in literal):
+                    return literal, start + 1
+        line = start + quoted.line_num
+        if "field limit" in str(error):
+            raise UserError(
+                f"{path}, line {line}: a field has more than {csv.field_size_limit()} "
+                "characters. Fix: close the quote that it begins with, or shorten the prompt"
+            ) from None
+        raise UserError(
+            f"{path}, line {line}: not CSV ({error}). Fix: put prompts that contain "
+            "commas or quotes into quotes, double each quote inside them, and let a comma follow "
+            "the last quote at once"
+        ) from error
 
 
 def _check_header(path: str, header: list[str], names: list[str], split: str | None) -> None:

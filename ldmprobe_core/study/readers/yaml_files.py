@@ -108,6 +108,16 @@ class _StrictLoader(_Base):
         return float(super().construct_yaml_float(node))
 
 
+class _KubernetesLoader(_StrictLoader):
+    """Strict loader that reads ``0400`` and dates as kubectl does: as 256 and as text."""
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """Read a whole number, such as a file mode in base 8; refuse ``1:30``."""
+        if re.fullmatch("[-+]?0[0-7_]+", node.value):
+            return int(_Base.construct_yaml_int(self, node))
+        return super().construct_yaml_int(node)
+
+
 def _require_decimal(node: yaml.ScalarNode) -> None:
     """Refuse ``010`` and ``1:30``, which YAML 1.1 reads as 8 and 90.
 
@@ -123,11 +133,14 @@ def _require_decimal(node: yaml.ScalarNode) -> None:
         )
 
 
-for _tag, _construct in (
-    ("int", _StrictLoader.construct_yaml_int),
-    ("float", _StrictLoader.construct_yaml_float),
+for _loader, _tag, _construct in (
+    (_StrictLoader, "int", _StrictLoader.construct_yaml_int),
+    (_StrictLoader, "float", _StrictLoader.construct_yaml_float),
+    (_KubernetesLoader, "int", _KubernetesLoader.construct_yaml_int),
+    (_KubernetesLoader, "float", _StrictLoader.construct_yaml_float),
+    (_KubernetesLoader, "timestamp", _KubernetesLoader.construct_yaml_str),
 ):
-    _StrictLoader.add_constructor(f"tag:yaml.org,2002:{_tag}", _construct)
+    _loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _construct)
 
 
 _StrictLoader.add_implicit_resolver(
@@ -145,12 +158,14 @@ class _ReadError(Exception):
         self.line, self.text = line, text
 
 
-def read_yaml(data: bytes, name: str) -> Any:
+def read_yaml(data: bytes, name: str, *, kubernetes: bool = False) -> Any:
     """Read one YAML document.
 
     Args:
         data: the file's bytes, in UTF-8.
         name: name of the file, for messages.
+        kubernetes: True for a resource of Kubernetes, whose whole numbers may be in base 8, such as
+            the file mode ``0400``, and whose dates are text; False for a study.
 
     Returns:
         the document as dicts, lists and scalars; None if it is empty.
@@ -160,18 +175,19 @@ def read_yaml(data: bytes, name: str) -> Any:
             deep, or has too many values after aliases are expanded.
     """
     try:
-        return _read(data)
+        if len(data) > MAX_BYTES:
+            remedy = "a study. Fix: put prompts into a CSV file"
+            if kubernetes:
+                remedy = "a resource of Kubernetes. Fix: give a file of this resource alone"
+            raise _ReadError(None, f"{len(data)} bytes are too many for {remedy}")
+        return _read(data, _KubernetesLoader if kubernetes else _StrictLoader)
     except _ReadError as problem:
         line = f", line {problem.line}" if problem.line is not None else ""
         raise UserError(f"{name}{line}: {problem.text}") from None
 
 
-def _read(data: bytes) -> Any:
-    """Parse a YAML document; raise `_ReadError` if it is invalid, too large or too deep."""
-    if len(data) > MAX_BYTES:
-        raise _ReadError(
-            None, f"{len(data)} bytes are too many for a study. Fix: put prompts into a CSV file"
-        )
+def _read(data: bytes, loader_class: type[_StrictLoader]) -> Any:
+    """Parse a YAML document; raise `_ReadError` if it is invalid or too deep."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -181,7 +197,7 @@ def _read(data: bytes) -> Any:
         ) from None
     try:
         _require_shallow(text)
-        loader = _StrictLoader(text)
+        loader = loader_class(text)
         try:
             node = loader.get_single_node()
             if node is None:

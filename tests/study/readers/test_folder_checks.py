@@ -101,6 +101,8 @@ def test_check_folder_refuses_an_npy_file_with_more_than_its_array(folder):
     [
         ("foregound", r"foregound is no property that can have maps\. Fix: .* foreground, depth, "),
         ("Mask", r"Mask is no property that can have maps\. Fix"),
+        ("detph", r"detph is no property that can have maps\. Fix"),
+        ("segmentation", r"segmentation is no property that can have maps\. Fix"),
         (
             "normals",
             r"maps of normals are given by component \(normals_x, normals_y, normals_z\)\. Fix",
@@ -124,6 +126,19 @@ def test_images_with_a_dot_and_maps_of_their_own_or_a_number_are_source_images(f
         path.unlink()
     (folder / "c.side.png").rename(folder / "c.2.png")
     assert notes_of(folder) == ()
+
+
+@pytest.mark.parametrize("word", ["edited", "v2", "png", "side", "Kopie", "2"])
+def test_images_with_a_dot_and_a_word_that_names_no_map_are_source_images(folder, word):
+    add_image(folder, (24, 24))
+    for path in folder.glob("*.depth.npy"):
+        path.unlink()
+    (folder / "e.png").rename(folder / f"c.{word}.jpg")
+    images = Images(folder=str(folder))
+    names = ["a.png", "b.png", "c.png", "d.png", f"c.{word}.jpg"]
+    assert image_names(images, PROPS) == sorted(names)
+    notes = [note for note in notes_of(folder) if "source images of their own" in note]
+    assert [f"c.{word}.jpg" in note for note in notes] == [True] * (word in "edited side Kopie")
 
 
 @pytest.mark.parametrize(

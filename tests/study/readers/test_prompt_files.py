@@ -154,6 +154,46 @@ def test_quotes_after_a_comma_and_a_space_are_no_part_of_the_prompt(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("line", "prompt"),
+    [
+        ('1, "The Scream" by Munch,art', '"The Scream" by Munch'),
+        ('1, "Day" and "Night",art', '"Day" and "Night"'),
+        ('1,The "Scream",art', 'The "Scream"'),
+        ('1, a 5" cup,art', 'a 5" cup'),
+    ],
+)
+def test_quotes_around_a_part_of_a_prompt_belong_to_it(tmp_path, line, prompt):
+    """The fields of the other lines, quoted after a space, are read as ever."""
+    path = tmp_path / "a.csv"
+    path.write_text(f'seed,prompt,class\n0, "a, b", art\n{line}\n2, "a\nb",art\n')
+    rows = read_rows({"all": str(path)})
+    assert [(row.prompt, row.seed, row.category) for row in rows] == [
+        ("a, b", 0, "art"),
+        (prompt, 1, "art"),
+        ("a\nb", 2, "art"),
+    ]
+    assert [row.where for row in rows] == [f"{path}, line {n}" for n in (2, 3, 4)]
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ('1, "a cup\n2, "a mug"x', "line 3: not CSV"),  # not closed, up to the next one
+        ('1, "a cup', "line 2: not CSV"),
+        ('1, "a cup"", a mug', "line 2: not CSV"),
+        ('1, "a cup, red" on a table', "line 2: not CSV"),  # a comma within the quotes
+        ('1,"The Scream" by Munch', "line 2: not CSV"),  # by CSV's rules, the quotes are its own
+        ('1,"a, b" ,', "line 2: not CSV .*let a comma follow the last quote at once"),
+    ],
+)
+def test_quotes_that_may_mean_several_things_are_refused(tmp_path, lines, words):
+    path = tmp_path / "a.csv"
+    path.write_text(f"seed,prompt,class\n{lines}\n")
+    with pytest.raises(UserError, match=words):
+        read_rows({"all": str(path)})
+
+
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_prompt_file_of_any_line_ends_is_read_right(tmp_path, end):
     path = tmp_path / "a.csv"
