@@ -51,9 +51,9 @@ def make_bucket() -> None:
     """Create the bucket that LDMPROBE_STORE names, and check that it is writable.
 
     Raises:
-        SetupError: the bucket is not writable within a minute.
+        SetupError: LDMPROBE_STORE is not set, or the bucket is not writable within a minute.
     """
-    bucket = os.environ["LDMPROBE_STORE"].removeprefix("s3://").partition("/")[0]
+    bucket = _variable("LDMPROBE_STORE").removeprefix("s3://").partition("/")[0]
     endpoint = os.environ.get("AWS_ENDPOINT_URL")
     files = s3fs.S3FileSystem(
         endpoint_url=endpoint, use_listings_cache=False, skip_instance_cache=True
@@ -83,7 +83,7 @@ def deploy() -> None:
     Raises:
         SetupError: Prefect's command failed; the message contains the last lines of its output.
     """
-    pool = os.environ["LDMPROBE_POOL"]
+    pool = _variable("LDMPROBE_POOL")
     _prefect("work-pool", "create", pool, "--type", "process", "--overwrite")
     _prefect("deploy", "--prefect-file", str(DEPLOYMENTS), "--name", "*/process")
 
@@ -136,6 +136,16 @@ def crash_automation(silence: timedelta) -> AutomationCore:
         ),
         actions=[ChangeFlowRunState(state=StateType.CRASHED, message="it fell silent")],
     )
+
+
+def _variable(name: str) -> str:
+    """Return an environment variable; raise `SetupError` if it is missing or empty."""
+    value = os.environ.get(name)
+    if not value:
+        raise SetupError(
+            f"{name}: not set. Fix: read the file env in the stack's data folder into the shell"
+        )
+    return value
 
 
 def _prefect(*words: str) -> None:

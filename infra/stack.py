@@ -62,12 +62,20 @@ def main() -> None:
         signal.signal(number, _interrupt)
     supervisor = None
     try:
+        if options.workers < 1:
+            raise StackError(f"--workers: at least 1 is needed ({options.workers}). Fix: raise it")
         data = options.data.resolve()
-        lock = _alone(data)
-        platform = prepare(data, options.workers, options.free_ports)
+        try:
+            lock = _alone(data)
+            platform = prepare(data, options.workers, options.free_ports)
+        except OSError as error:
+            raise StackError(
+                f"--data: {data} cannot be used ({error}). Fix: give a folder that is writable, on "
+                "a disk with free space"
+            ) from None
         supervisor = Supervisor(data / "logs", lambda text: print(text, flush=True))
         start(platform, supervisor)
-        print(_welcome(platform), flush=True)
+        print(welcome(platform), flush=True)
         supervisor.watch()
         lock.close()
     except StackError as error:
@@ -127,7 +135,7 @@ def prepare(data: Path, workers: int, anywhere: bool) -> Platform:
     )
     # Store the ports, so that the next start with this data folder uses the same ones.
     ports_file = data / "ports.json"
-    ports: dict[str, int] = json.loads(ports_file.read_text()) if ports_file.exists() else {}
+    ports: dict[str, int] = _read_json(ports_file) if ports_file.exists() else {}
     names = (*PUBLIC_PORTS, *INNER_PORTS) if anywhere else INNER_PORTS
     missing = [name for name in names if name not in ports]
     ports |= dict(zip(missing, free_ports(len(missing)), strict=True))
@@ -175,21 +183,20 @@ def start(platform: Platform, supervisor: Supervisor) -> None:
 def _make_database(platform: Platform) -> None:
     """Create the files of the PostgreSQL database, unless they are complete.
 
-    They are made in a folder of another name, since `initdb` writes `PG_VERSION` before the others:
-    after an interruption, this file would make an incomplete database look complete.
+    They are made in place, since the folder may be a mount point or a symlink to another disk.
+    `initdb` writes `PG_VERSION` before the other files, so a file beside the folder says that the
+    database is not complete.
     """
     folder, user = platform.data / "postgres", unprivileged_user()
-    is_complete = (folder / "PG_VERSION").exists()
-    part = folder if is_complete else folder.with_name("postgres.part")
+    unfinished = folder.with_name("postgres.unfinished")
+    is_complete = (folder / "PG_VERSION").exists() and not unfinished.exists()
     if not is_complete:
-        for leftover in (folder, part):
-            shutil.rmtree(leftover, ignore_errors=True)
-        part.mkdir()
+        _make_empty(folder, unfinished)
     if user is not None:
-        shutil.chown(part, user)
-        if not _can_enter(part, user):
+        shutil.chown(folder, user)
+        if not _can_enter(folder, user):
             raise StackError(
-                f"PostgreSQL runs as {user}, who cannot enter {part}. Fix: start the stack as "
+                f"PostgreSQL runs as {user}, who cannot enter {folder}. Fix: start the stack as "
                 "another user than root, or give a --data folder that all users can enter"
             )
     if is_complete:
@@ -200,13 +207,37 @@ def _make_database(platform: Platform) -> None:
         shutil.chown(password, user)
     try:
         run_once(
-            (postgres_program("initdb"), "-D", str(part), "-U", DATABASE_USER, "-E", "UTF8",
+            (postgres_program("initdb"), "-D", str(folder), "-U", DATABASE_USER, "-E", "UTF8",
              "--locale=C.UTF-8", "--auth=scram-sha-256", f"--pwfile={password}"),
             {}, user,
         )  # fmt: skip
     finally:
         password.unlink()
-    part.rename(folder)
+    unfinished.unlink()
+
+
+def _make_empty(folder: Path, unfinished: Path) -> None:
+    """Make an empty folder for a database, and the file that says that it is not complete.
+
+    Only files of an interrupted creation are removed.
+
+    Raises:
+        StackError: the folder has other files, or is a symlink to no folder.
+    """
+    if folder.is_symlink() and not folder.is_dir():
+        raise StackError(
+            f"{folder} is a symlink to {folder.readlink()}, which is no folder. Fix: create it"
+        )
+    folder.mkdir(exist_ok=True)
+    found = sorted(folder.iterdir())
+    if found and not unfinished.exists():
+        raise StackError(
+            f"{folder} has files but no database ({found[0].name}). Fix: empty it, or if it is a "
+            "mount point, replace it by a symlink to an empty folder of that disk"
+        )
+    unfinished.touch()
+    for path in found:
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _can_enter(folder: Path, user: str) -> bool:
@@ -230,7 +261,20 @@ def _kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Return the content of a JSON file, which is created from ``make()`` if it is missing."""
     if not path.exists():
         _private(path, json.dumps(make()))
-    return json.loads(path.read_text())
+    return _read_json(path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Return the content of a JSON file; raise `StackError` if it is damaged."""
+    try:
+        content = json.loads(path.read_text())
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise StackError(
+            f"{path} is damaged. Fix: restore it from a backup, or give another --data folder"
+        )
+    return content
 
 
 def _private(path: Path, text: str) -> None:
@@ -286,9 +330,11 @@ def _gpus() -> tuple[str, ...]:
     return tuple(str(number) for number in range(count))
 
 
-def _welcome(platform: Platform) -> str:
+def welcome(platform: Platform) -> str:
     """Return the text that a started stack prints: addresses and how to use them."""
     ports = platform.ports
+    files = Path(sys.prefix) / "bin" / "activate", platform.data / "env"
+    activate, env = (shlex.quote(str(file)) for file in files)
     return "\n".join(
         [
             "",
@@ -298,7 +344,7 @@ def _welcome(platform: Platform) -> str:
             f"Data and logs    {platform.data}",
             "",
             "In another shell:",
-            f"  . {Path(sys.prefix) / 'bin' / 'activate'}; . {platform.data / 'env'}",
+            f"  . {activate}; . {env}",
             "  prefect deployment run study/process --watch",
             "  ldmprobe run tabletop --store $LDMPROBE_STORE --set execution.runner=dask \\",
             "      --set execution.address=$LDMPROBE_DASK",

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib
 import inspect
-import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import CellType, CodeType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,6 +16,11 @@ import numpy as np
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.base import LabelerEntry, SourceFile, no_weights
 from ldmprobe_core.study.extensions.components import Component
+from ldmprobe_core.study.extensions.definitions import (
+    function_definition,
+    is_made_in_function,
+    module_with_file,
+)
 from ldmprobe_core.study.probe_sections import LabelerSpec
 from ldmprobe_core.study.properties import Property
 
@@ -192,11 +194,12 @@ def with_definition(entry: LabelerEntry, labeler: Any) -> LabelerEntry:
     function = labeler
     while isinstance(function, functools.partial):
         function = function.func
-    module = _module_with_file(getattr(function, "__module__", None))
-    # The arguments of a partial, and the values that a function has from the one around it, may
-    # stand elsewhere than in the file.
-    is_in_file = function is labeler and not getattr(function, "__closure__", None)
-    code = b"" if module and is_in_file else repr(_definition(labeler)).encode()
+    module = module_with_file(getattr(function, "__module__", None))
+    # The arguments of a partial, and the values that a function or class has from the function
+    # around it, may stand elsewhere than in the file.
+    is_in_file = function is labeler and not is_made_in_function(function)
+    meaning = getattr(labeler, "units", None), getattr(labeler, "classes", None)
+    code = b"" if module and is_in_file else repr(function_definition((labeler, meaning))).encode()
     file = None if module is None else SourceFile.of(module)
     return replace(entry, code=entry.code + code, file=file)
 
@@ -264,95 +267,3 @@ def _refuse_weights(spec: LabelerSpec) -> list[Path]:
                 "the labeler's settings and a device"
             )
     return no_weights(spec)
-
-
-def _module_with_file(name: str | None) -> ModuleType | None:
-    """Return the imported module of a name; None if no file holds it, as in a notebook."""
-    module = sys.modules.get(name or "")
-    file = getattr(module, "__file__", None)
-    return module if file and Path(file).is_file() else None
-
-
-def _definition(value: Any, around: frozenset[int] = frozenset()) -> object:
-    """Return nested tuples and texts that change with what defines a labeler.
-
-    These are the code of its functions, their defaults, the values that they have from a function
-    around them, and the arguments of partials.  Code that a file holds, such as a library's
-    decorator, stands with its name alone, and a value of any other type, such as a path or a
-    data type of PyTorch, with its type alone.  Global variables, such as weights in a notebook, and
-    the attributes of instances are not part of it.
-
-    Args:
-        value: function, class, instance of a class, or a value that one of these has.
-        around: ids of the values that contain this one.
-    """
-    if id(value) in around:
-        return "itself"
-
-    def inner(*values: Any) -> list[object]:
-        return [_definition(one, around | {id(value)}) for one in values]
-
-    if value is None or isinstance(value, str | bytes | int | float | complex | np.generic):
-        return repr(value)
-    if isinstance(value, functools.partial):
-        return inner(value.func, value.args, value.keywords)
-    if isinstance(value, list | tuple):
-        return inner(*value)
-    if isinstance(value, set | frozenset):
-        # The order of a set differs from process to process.
-        return sorted(map(repr, inner(*value)))
-    if isinstance(value, Mapping):
-        return sorted(repr(inner(*item)) for item in value.items())
-    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
-        return value.dtype.str, value.shape, hashlib.sha256(value.tobytes()).hexdigest()
-    if hasattr(type(value), "detach"):  # a tensor of PyTorch
-        return inner(value.detach().cpu().to_dense().double().numpy())
-    if inspect.isclass(value):
-        name = f"{value.__module__}.{value.__qualname__}"
-        is_library = value.__module__ in sys.builtin_module_names
-        if is_library or _module_with_file(value.__module__):
-            return name
-        members = {key: one for key, one in vars(value).items() if key not in _NO_DEFINITION}
-        return inner(value.__bases__, members)
-    if inspect.isfunction(value):
-        code: object = _code_bytes(value.__code__)
-        if _module_with_file(home := value.__globals__.get("__name__")):
-            code = f"{home}.{value.__code__.co_qualname}"
-        contents = [_content(cell) for cell in value.__closure__ or ()]
-        wrapped = getattr(value, "__wrapped__", None)
-        return code, inner(value.__defaults__, value.__kwdefaults__, contents, wrapped)
-    if inspect.ismethod(value):
-        owner = value.__self__ if inspect.isclass(value.__self__) else type(value.__self__)
-        return inner(value.__func__, owner)
-    # Wrappers that are no functions: properties, static, cached and partial methods.
-    kept = getattr(value, "__dict__", {})
-    wrapped = [kept.get(name) for name in ("__wrapped__", "func", "args", "keywords")]
-    wrapped += [value.fget, value.fset] if isinstance(value, property) else []
-    wrapped += [value.__func__] if isinstance(value, staticmethod | classmethod) else []
-    return inner(type(value), *wrapped)
-
-
-_NO_DEFINITION = ("__doc__", "__firstlineno__", "__static_attributes__")
-"""Attributes of a class that may differ while it does the same."""
-
-
-def _content(cell: CellType) -> Any:
-    """Return the value of a variable that a function has from the one around it, or None."""
-    try:
-        return cell.cell_contents
-    except ValueError:  # The variable has no value yet.
-        return None
-
-
-def _code_bytes(code: CodeType) -> bytes:
-    """Return the bytes of a code object, and of the functions inside it."""
-    constants = []
-    for value in code.co_consts:
-        if isinstance(value, CodeType):
-            constants.append(_code_bytes(value).hex())
-        else:
-            # The order of a set differs from process to process.
-            constants.append(
-                repr(sorted(map(repr, value)) if isinstance(value, frozenset) else value)
-            )
-    return code.co_code + repr((constants, code.co_names)).encode()

@@ -1,4 +1,4 @@
-"""Tests of the automation that marks silent flow runs as crashed."""
+"""Tests of the setup: its variables, and the automation that marks silent runs as crashed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ import prefect.client.orchestration
 import pytest
 from prefect.states import Cancelled, Completed, Crashed, Failed, Running, Suspended
 
-from infra.setup import crash_automation, watch_over_flow_runs
+from infra.setup import (
+    SetupError,
+    crash_automation,
+    deploy,
+    make_bucket,
+    watch_over_flow_runs,
+)
 
 
 @pytest.mark.parametrize("state", [Cancelled, Completed, Crashed, Failed, Suspended])
@@ -59,3 +65,16 @@ def test_watch_over_flow_runs_replaces_the_automation_of_an_earlier_release(monk
     watch_over_flow_runs()
     (current,) = client.automations.values()
     assert "prefect.flow-run.Suspended" in current.trigger.expect
+
+
+@pytest.mark.parametrize("value", [None, ""])
+@pytest.mark.parametrize(
+    ("name", "step"), [("LDMPROBE_STORE", make_bucket), ("LDMPROBE_POOL", deploy)]
+)
+def test_variable_that_is_missing_or_empty_is_one_sentence(monkeypatch, name, step, value):
+    if value is None:
+        monkeypatch.delenv(name, raising=False)
+    else:
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SetupError, match=rf"^{name}: not set\. Fix: read the file env"):
+        step()

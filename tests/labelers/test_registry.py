@@ -171,6 +171,50 @@ def test_a_partial_of_a_function_in_a_file_is_known_by_the_file_and_its_argument
     assert fingerprints[0] == fingerprints[2] != fingerprints[1]
 
 
+def maker_of_defaults(threshold):
+    """Make a labeler that has a value from here as default."""
+
+    def label(images, threshold=threshold):
+        return images.mean(-1) > threshold
+
+    return label
+
+
+def maker_of_classes(threshold):
+    """Make a class of labelers that has a value from here."""
+
+    class Label:
+        units, classes = "1", ()
+
+        def __init__(self, spec, device):
+            pass
+
+        def __call__(self, images):
+            return images.mean(-1) > threshold
+
+    return Label
+
+
+@pytest.mark.parametrize("maker", [maker_of_defaults, maker_of_classes])
+def test_a_labeler_that_a_function_in_a_file_makes_is_known_by_the_values_it_has(maker):
+    spec, fingerprints = LabelerSpec(name="cell"), []
+    for threshold in (1, 2, 1):
+        register_labeler("depth", "cell")(maker(threshold))
+        fingerprints.append(check_labeler("depth", spec))
+    assert fingerprints[0] == fingerprints[2] != fingerprints[1]
+
+
+@pytest.mark.parametrize("name", ["units", "classes"])
+def test_a_function_without_a_file_is_known_by_its_units_and_classes(name):
+    spec, fingerprints = LabelerSpec(name="cell"), []
+    for value in (("a", "b"), ("b", "a"), ("a", "b")):
+        labeler = interactive("return images")
+        setattr(labeler, name, value)
+        register_labeler("class", "cell")(labeler)
+        fingerprints.append(check_labeler("class", spec))
+    assert fingerprints[0] == fingerprints[2] != fingerprints[1]
+
+
 def exceeding(images, threshold):
     """Mask of bright pixels, for the test of a partial."""
     return images.mean(-1) > threshold
