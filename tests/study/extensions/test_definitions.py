@@ -65,7 +65,7 @@ def labeled(images, **settings):
         (torch.tensor([2**53]), torch.tensor([2**53 + 1])),
         (torch.tensor([1.0]), torch.tensor([1.0], dtype=torch.bfloat16)),
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_definition_tells_arguments_of_a_partial_apart(former, changed):
     one, same, other = (
