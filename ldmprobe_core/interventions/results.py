@@ -149,7 +149,7 @@ class InterventionSummary(BaseModel):
         if len(self.sites) > 1:
             raise UserError(
                 f"effects: the intervention has several sites or doses ({len(self.sites)}). Fix: "
-                "read the effects of one of its sites."
+                "read sites[i].effects, whose sites[i].layers, first, last and dose tell them apart"
             )
         return self.sites[0].effects
 

@@ -129,7 +129,7 @@ class ActivationCapture:
 
         Returns:
             layer name to activations (sample, y, x, channel) in the stored data type, copied on
-            their device.
+            their device, in the order in which the network called the layers.
 
         Raises:
             RuntimeError: a module was not called, or its batch size was not ``samples`` times
@@ -151,7 +151,7 @@ class ActivationCapture:
                 )
         # The captured tensors are views of the conditional half of each output.  A view keeps the
         # memory of the complete output alive, so the values are copied.
-        activations = {name: self._stored_form(self._captured[name]) for name in self.modules}
+        activations = {name: self._stored_form(one) for name, one in self._captured.items()}
         self.discard()
         return activations
 

@@ -136,7 +136,8 @@ def require_finite_labels(name: str, values: np.ndarray, samples: Sequence[int])
         sample = samples[int(affected[0]) * len(samples) // len(values)]
         raise RunError(
             f"labels.{name}: the labeler computed NaN or infinite values for sample {sample}. "
-            "Fix: check the weights of this labeler, or choose another labeler"
+            "Fix: if the labeler is a function of yours, let it return finite values; else check "
+            "its weights, or choose another labeler"
         )
 
 

@@ -115,6 +115,12 @@ class Labels(Section):
     @model_validator(mode="after")
     def _something(self) -> Labels:
         """Check that some map property has a labeler, and that only map properties use ``maps``."""
+        if not self.maps and self.numbers:
+            raise ValueError(
+                f"there is a labeler for {self.numbers[0]} alone, but numbers per image are read "
+                "beside at least one map. Fix: name a labeler for a map too, such as "
+                "labels.foreground"
+            )
         if not self.maps:
             raise ValueError(
                 f"{', '.join(map_properties()[:-1])} and {map_properties()[-1]} are all null. Fix: "

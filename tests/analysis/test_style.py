@@ -11,6 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from ldmprobe_core.analysis.report.figures import (
+    class_figure,
     color_range,
     curves_caption,
     heatmap,
@@ -18,6 +19,7 @@ from ldmprobe_core.analysis.report.figures import (
     other_heatmaps_text,
 )
 from ldmprobe_core.analysis.report.style import INK, svg
+from ldmprobe_core.storage.run import Run
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -176,3 +178,22 @@ def test_heatmaps_without_controls_are_not_described_as_having_some():
         "colour scale."
     )
     assert reading == ""
+
+
+def test_class_figure_draws_the_class_that_leads_at_the_last_step(finished_run, monkeypatch):
+    """The target is class 1; the classes 2, 3 and 4 have larger values than 5 before the end."""
+    steps = len(finished_run.read("step_images", "step"))
+    scores = np.zeros((steps, 12))
+    scores[0, 2:5], scores[-1, 5] = 0.3, 0.25
+    read = Run.read
+
+    def replaced(self, group, name, **index):
+        return scores if name == "class_score" else read(self, group, name, **index)
+
+    monkeypatch.setattr(Run, "read", replaced)
+    sample = int(finished_run.read("step_images", "sample")[0])
+    axes = class_figure(finished_run, sample, 1, np.nan).axes[-1]
+    drawn = [line.get_label() for line in axes.lines]
+    names = [str(name) for name in finished_run.open("labels")["class"].values]
+    assert drawn[:2] == [names[1], names[5]]
+    assert len(drawn) == 5

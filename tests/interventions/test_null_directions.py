@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from ldmprobe_core.interventions.edit import EditDirection, Moments
+from ldmprobe_core.interventions.measures import summarize
 from ldmprobe_core.interventions.null_directions import NULLS, NullContext, coherent_directions
+from ldmprobe_core.interventions.spec import EDITED
 from ldmprobe_core.probing.linear import LinearProbe
 
 
@@ -73,3 +75,16 @@ def test_coherent_direction_is_continuous_in_the_covariance():
 def test_orthogonal_directions_need_a_channel_that_no_probe_reads():
     with pytest.raises(ValueError, match="4 probes of the property read all 4 channels"):
         NULLS["orthogonal"].directions(context(channels=4, probes=4))
+
+
+@pytest.mark.parametrize(
+    ("condition", "kind", "samples", "count"),
+    [
+        ("coherent", "ridge", [0, 2, 5, 6, 10, 12, 14, 17], 8),
+        ("coherent", "ridge", [1, 17, 33], 1),  # 16 directions by turns: all three have the second
+        ("permuted", "adam", [0, 1, 2], 1),  # one permutation of probes that take epochs
+        (EDITED, "ridge", [0, 1], None),
+    ],
+)
+def test_directions_are_counted_as_far_as_samples_use_them(condition, kind, samples, count):
+    assert summarize._n_directions(None, kind, condition, np.array(samples)) == count

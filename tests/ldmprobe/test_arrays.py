@@ -237,3 +237,21 @@ def test_load_labeler_reads_images(pipe):
     assert (depth.shape, depth.dtype) == ((2, 64, 64), np.float32)
     with pytest.raises(lp.UserError, match="no such labeler"):
         lp.load_labeler("depth", "nothing")
+
+
+def test_capture_orders_layers_as_the_network_calls_them(pipe):
+    """As a run does; a UNet declares its middle block last."""
+    captured = lp.capture(pipe, PROMPTS, layers="resnets", steps=1)
+    called = []
+    hooks = [
+        module.register_forward_hook(lambda *_, name=name: called.append(name))
+        for name, module in pipe.unet.named_modules()
+        if name in captured
+    ]
+    pipe(prompt=PROMPTS, num_inference_steps=1, guidance_scale=2.0, output_type="latent")
+    for hook in hooks:
+        hook.remove()
+    assert len(captured) > 4
+    assert list(captured) == called[: len(captured)]
+    declared = [name for name, _ in pipe.unet.named_modules() if name in captured]
+    assert declared != called[: len(captured)]

@@ -1,6 +1,9 @@
 """Loading denoisers: permuted and random weights, offload."""
 
+import re
+
 import pytest
+import tiny_models
 import torch
 from diffusers import UNet2DConditionModel
 from model_helpers import architecture_study, load_sampler
@@ -8,7 +11,7 @@ from torch import nn
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.devices import check_device
-from ldmprobe_core.models.loading import permute_weights, untrained_copy
+from ldmprobe_core.models.loading import load_pipeline, permute_weights, untrained_copy
 from ldmprobe_core.pipeline.planning.plan import plan_study
 from ldmprobe_core.study.loading import parse_study
 
@@ -69,3 +72,23 @@ def test_a_revision_of_a_folder_is_refused(model_folders, source):
         UserError, match=r"model\.revision: .*\('main'\)\. Fix: leave model.revision out"
     ):
         plan_study(parse_study({"model": {**model, "revision": "main"}}))
+
+
+def test_model_without_an_encoder_that_its_pipeline_can_do_without_is_loaded(tmp_path):
+    """Stable Diffusion 3 is often kept without T5, the largest of its encoders."""
+    pipe = tiny_models.stable_diffusion_3()
+    pipe.text_encoder_3 = pipe.tokenizer_3 = None
+    pipe.register_to_config(text_encoder_3=(None, None), tokenizer_3=(None, None))
+    pipe.save_pretrained(tmp_path)
+    study = architecture_study(tmp_path, "sd3")
+    assert plan_study(study).missing == ()
+    loaded = load_pipeline(study, torch.device("cpu"))
+    assert loaded.text_encoder_3 is None
+    assert loaded.tokenizer_3 is None
+    assert loaded.text_encoder_2 is not None
+
+
+def test_model_of_pickles_is_named_as_one(tmp_path):
+    tiny_models.stable_diffusion_1().save_pretrained(tmp_path, safe_serialization=False)
+    (missing,) = plan_study(architecture_study(tmp_path, "sd1")).missing
+    assert re.match(r"model\.source .*its weights are pickles \(\w+/\w+\.bin\).*Fix: ", missing)

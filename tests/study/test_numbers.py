@@ -149,3 +149,12 @@ def test_bootstrap_has_resamples_beyond_its_interval(resamples, level, fix):
         parse_study({"bootstrap": {"resamples": resamples, "level": level}})
     settings = {"resamples": fix, "level": level}
     assert parse_study({"bootstrap": settings}).bootstrap.resamples == fix
+
+
+def test_numbers_without_a_map_are_refused_by_their_own_names():
+    content = {
+        "properties": {"length": {"kind": "number", "labeler": "a_module:length"}},
+        "labels": dict.fromkeys(("foreground", "depth", "shading")),
+    }
+    with pytest.raises(UserError, match=r"labeler for length alone.*read beside.*Fix: name a"):
+        parse_study(content)

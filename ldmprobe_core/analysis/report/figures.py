@@ -359,7 +359,9 @@ def class_figure(run: Run, sample: int, target: int, from_step: float) -> Figure
     row, steps = step_image_rows(run, [sample])[0], run.read(STEP_IMAGES, "step")
     scores = {s: run.read(f"labels_{s}", "class_score", sample=row) for s in SOURCES}
     decoded = scores["trajectory"]
-    top = [target, *(int(i) for i in np.argsort(-decoded.max(0)) if i != target)][:4]
+    # The class that leads at the last step is drawn, although others may have had larger values.
+    ranked = map(int, np.argsort(-decoded.max(0)))
+    top = list(dict.fromkeys([target, int(decoded[-1].argmax()), *ranked]))[:4]
     step_images = run.read(STEP_IMAGES, "trajectory", sample=row)
     columns = np.unique(np.linspace(0, len(steps) - 1, min(8, len(steps))).round().astype(int))
     figure = Figure(figsize=(6.4, 3.4))

@@ -93,7 +93,9 @@ def _site_record(
     effects = {
         condition: _effect_record(
             data.isel(condition=i), condition, before, edited, bootstrap
-        ).model_copy(update={"directions": _n_directions(run, plan.kind, condition)})
+        ).model_copy(
+            update={"directions": _n_directions(run, plan.kind, condition, data.sample.values)}
+        )
         for i, condition in enumerate(spec.conditions)
     }
     if "probe_score" in data:
@@ -117,11 +119,21 @@ def _site_record(
     )
 
 
-def _n_directions(run: Run, kind: str, condition: str) -> int | None:
-    """Return the number of directions of a null edit in each cell; None if it has no own ones."""
+def _n_directions(run: Run, kind: str, condition: str, samples: np.ndarray) -> int | None:
+    """Count the directions of a null edit in each cell; None if it has no own ones.
+
+    Each sample has one of them, by its index (`edit.null_change`), so few samples use a part.
+
+    Args:
+        run: run that contains the intervention.
+        kind: kind of the edited probes.
+        condition: name of the edit or null edit.
+        samples: indices of the edited samples.
+    """
     if condition == EDITED or NULLS[condition].directions is None:
         return None
-    return permutations(run, kind) if condition == "permuted" else DIRECTIONS
+    directions = permutations(run, kind) if condition == "permuted" else DIRECTIONS
+    return len(np.unique(samples % directions))
 
 
 def _effect_record(

@@ -133,7 +133,15 @@ class Architecture(ABC):
             arguments: keyword arguments of the pipeline class's ``from_pretrained``, in addition to
                 `load_arguments`.
         """
-        return self.diffusers_class.from_pretrained(folder, **self.load_arguments, **arguments)
+        index = json.loads((folder / "model_index.json").read_text("utf-8"))
+        # `from_pretrained` takes the absence of a component only from its arguments.
+        absent: dict[str, Any] = {}
+        for encoder in self.optional_encoders:
+            if not all(index.get(encoder) or [None]):
+                absent |= {encoder: None, encoder.replace("text_encoder", "tokenizer"): None}
+        return self.diffusers_class.from_pretrained(
+            folder, **self.load_arguments, **absent, **arguments
+        )
 
     @property
     def diffusers_class(self) -> Any:
