@@ -87,4 +87,4 @@ def test_orthogonal_directions_need_a_channel_that_no_probe_reads():
     ],
 )
 def test_directions_are_counted_as_far_as_samples_use_them(condition, kind, samples, count):
-    assert summarize._n_directions(None, kind, condition, np.array(samples)) == count
+    assert summarize.directions_used(None, kind, condition, np.array(samples)) == count

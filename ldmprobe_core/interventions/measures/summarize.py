@@ -94,7 +94,7 @@ def _site_record(
         condition: _effect_record(
             data.isel(condition=i), condition, before, edited, bootstrap
         ).model_copy(
-            update={"directions": _n_directions(run, plan.kind, condition, data.sample.values)}
+            update={"directions": directions_used(run, plan.kind, condition, data.sample.values)}
         )
         for i, condition in enumerate(spec.conditions)
     }
@@ -119,7 +119,7 @@ def _site_record(
     )
 
 
-def _n_directions(run: Run, kind: str, condition: str, samples: np.ndarray) -> int | None:
+def directions_used(run: Run, kind: str, condition: str, samples: np.ndarray) -> int | None:
     """Count the directions of a null edit in each cell; None if it has no own ones.
 
     Each sample has one of them, by its index (`edit.null_change`), so few samples use a part.

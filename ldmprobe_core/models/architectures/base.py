@@ -135,13 +135,10 @@ class Architecture(ABC):
         """
         index = json.loads((folder / "model_index.json").read_text("utf-8"))
         # `from_pretrained` takes the absence of a component only from its arguments.
-        absent: dict[str, Any] = {}
-        for encoder in self.optional_encoders:
-            if not all(index.get(encoder) or [None]):
-                absent |= {encoder: None, encoder.replace("text_encoder", "tokenizer"): None}
-        return self.diffusers_class.from_pretrained(
-            folder, **self.load_arguments, **absent, **arguments
-        )
+        absent = [name for name in self.optional_encoders if not all(index.get(name) or [None])]
+        absent += [name.replace("text_encoder", "tokenizer") for name in absent]
+        arguments = self.load_arguments | dict.fromkeys(absent) | arguments
+        return self.diffusers_class.from_pretrained(folder, **arguments)
 
     @property
     def diffusers_class(self) -> Any:
