@@ -117,7 +117,7 @@ class Labels(Section):
         """Check that some map property has a labeler, and that only map properties use ``maps``."""
         if not self.maps and self.numbers:
             raise ValueError(
-                f"there is a labeler for {self.numbers[0]} alone, but numbers per image are read "
+                f"no map has a labeler, but numbers per image ({', '.join(self.numbers)}) are read "
                 "beside at least one map. Fix: name a labeler for a map too, such as "
                 "labels.foreground"
             )

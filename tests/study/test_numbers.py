@@ -156,5 +156,7 @@ def test_numbers_without_a_map_are_refused_by_their_own_names():
         "properties": {"length": {"kind": "number", "labeler": "a_module:length"}},
         "labels": dict.fromkeys(("foreground", "depth", "shading")),
     }
-    with pytest.raises(UserError, match=r"labeler for length alone.*read beside.*Fix: name a"):
+    with pytest.raises(
+        UserError, match=r"numbers per image \(length\) are read beside.*Fix: name a"
+    ):
         parse_study(content)
