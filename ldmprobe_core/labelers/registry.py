@@ -124,7 +124,8 @@ def property(name: str, kind: str, **fields: Any) -> Callable[[Loader], Loader]:
             vector also has ``components``, and a class map ``classes``: their names.
 
     Raises:
-        UserError: a field is wrong, or the name is taken by another property.
+        UserError: a field is wrong, the name is taken by another property, or what is decorated is
+            neither a function nor a class.
 
     Example::
 
@@ -140,6 +141,11 @@ def property(name: str, kind: str, **fields: Any) -> Callable[[Loader], Loader]:
         raise UserError(str(problem_and_remedy)) from None
 
     def register(loader: Loader) -> Loader:
+        if not hasattr(loader, "__qualname__"):
+            raise UserError(
+                f"property {name!r}: an object of type {type(loader).__name__} has no name that a "
+                "study could give. Fix: decorate a function that calls it"
+            )
         named = f"{loader.__module__}:{loader.__qualname__}"
         for record in records:
             _set_entry(record.name, named, as_entry(loader, record))

@@ -150,3 +150,15 @@ def test_property_decorator_registers_property_and_labeler(tiny_study, tmp_path)
         assert "dark" not in PROPERTIES
     finally:
         PROPERTIES.pop("dim", None)
+
+
+def test_property_decorator_refuses_what_a_study_cannot_name():
+    class Dimness:
+        def __call__(self, images):
+            return 255.0 - images.mean(-1)
+
+    try:
+        with pytest.raises(UserError, match=r"^property 'dim': an object of type Dimness .*Fix: "):
+            lp.property("dim", kind="scalar")(Dimness())
+    finally:
+        PROPERTIES.pop("dim", None)
