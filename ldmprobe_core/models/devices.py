@@ -14,6 +14,10 @@ from ldmprobe_core.study.schema import Study
 def pick_device(name: str) -> torch.device:
     """Convert a device name to a torch device, after a check that this machine has it.
 
+    It also turns off TF32, which makes float32 products less exact.  Only some GPUs have it, so
+    results would depend on the type of GPU.  Every process that loads a model or a labeler picks
+    its device first.
+
     Args:
         name: ``cuda``, ``mps``, ``cpu``, or ``auto`` for the first of these that is available.
 
@@ -32,6 +36,7 @@ def pick_device(name: str) -> torch.device:
             f"execution.device is {name!r}, but this machine has no such device. Fix: set "
             "execution.device to auto"
         )
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     return torch.device(name)
 
 

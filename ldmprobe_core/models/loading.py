@@ -18,6 +18,7 @@ from ldmprobe_core.models.architectures.base import Architecture, default_config
 from ldmprobe_core.models.architectures.registry import detect_architecture
 from ldmprobe_core.models.devices import check_device
 from ldmprobe_core.models.files.checkpoint import require_weights
+from ldmprobe_core.models.files.components import absent_components
 from ldmprobe_core.models.files.model_folder import model_folder
 from ldmprobe_core.models.timesteps import scheduler_of
 from ldmprobe_core.study.schema import Study
@@ -44,9 +45,6 @@ def load_pipeline(study: Study, device: torch.device) -> Any:
     architecture = detect_architecture(folder)
     # Turn off diffusers' progress bar, which would overwrite the bars of the command line.
     logging.disable_progress_bar()
-    # Turn off TF32, which makes float32 products less exact.  Only some GPUs have it, so results
-    # would depend on the type of GPU.
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     try:
         pipeline: Any = architecture.load_pipeline(
             folder,
@@ -55,6 +53,7 @@ def load_pipeline(study: Study, device: torch.device) -> Any:
             dtype={"vae": torch.float32, "default": getattr(torch, model.dtype)},
             use_safetensors=True,
             local_files_only=True,
+            **absent_components(folder, architecture),
         )
     except (OSError, ValueError, TypeError, ImportError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]

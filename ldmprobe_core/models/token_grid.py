@@ -110,10 +110,18 @@ def change_grid(
     n = len(view) // batch_copies
     old = view[-n:].float()
     view[-n:] += (change(old) - old).to(new.dtype)
-    if not isinstance(output, (tuple, list)):
-        return new
-    parts[item] = new
-    return type(output)(parts)
+    return _replaced(output, tensor, new)
+
+
+def _replaced(output: Any, old: Tensor, new: Tensor) -> Any:
+    """Replace a tensor wherever a module's output has it.
+
+    A down block of a UNet returns its last tensor twice: for the next block, and among the tensors
+    for the up blocks.
+    """
+    if isinstance(output, (tuple, list)):
+        return type(output)(_replaced(part, old, new) for part in output)
+    return new if output is old else output
 
 
 def conditional_call(args: tuple, kwargs: dict, batch_copies: int) -> tuple[tuple, dict]:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tiny_models
 import torch
 
 from ldmprobe_core.models.token_grid import Grid, change_grid, pixel_tokens, to_grid
@@ -51,3 +52,30 @@ def test_pixel_tokens_are_block_means():
     for n, y, x in np.ndindex(2, 4, 3):
         block = images[n, 2 * y : 2 * y + 2, 4 * x : 4 * x + 4].astype(float)
         np.testing.assert_allclose(found[n, y, x], block.mean((0, 1)) / 255, atol=5e-4)
+
+
+def test_change_grid_changes_both_outputs_of_a_down_block():
+    """A down block returns its last tensor for the next block, and again for an up block."""
+    torch.manual_seed(0)
+    unet = tiny_models.unet().eval()
+    given, edited = [], []
+
+    def zero(_module, _inputs, output):
+        given.append(output[0])
+        edited.append(change_grid(output, Grid(4, 4), 0, 1, torch.zeros_like))
+        return edited[-1]
+
+    skips = []
+    unet.down_blocks[0].register_forward_hook(zero)
+    for block in unet.up_blocks:
+        block.register_forward_pre_hook(
+            lambda _module, _args, kwargs: skips.extend(kwargs["res_hidden_states_tuple"]),
+            with_kwargs=True,
+        )
+    size, width = unet.config.sample_size, unet.config.cross_attention_dim
+    with torch.no_grad():
+        unet(torch.randn(1, 4, size, size), 1, torch.randn(1, 3, width))
+    assert given[0].abs().min() > 0
+    assert any(skip.shape == given[0].shape and not skip.any() for skip in skips)
+    assert not any(torch.equal(skip, given[0]) for skip in skips if skip.shape == given[0].shape)
+    assert type(edited[0][1]) is tuple

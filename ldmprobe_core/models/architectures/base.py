@@ -132,12 +132,7 @@ class Architecture(ABC):
             folder: model folder in the layout of diffusers.
             arguments: further arguments of ``from_pretrained``, beside `load_arguments`.
         """
-        index = json.loads((folder / "model_index.json").read_text("utf-8"))
-        # `from_pretrained` takes the absence of a component only from its arguments.
-        absent = [name for name in self.optional_encoders if not all(index.get(name) or [None])]
-        absent += [name.replace("text_encoder", "tokenizer") for name in absent]
-        given = self.load_arguments | dict.fromkeys(absent) | arguments
-        return self.diffusers_class.from_pretrained(folder, **given)
+        return self.diffusers_class.from_pretrained(folder, **self.load_arguments, **arguments)
 
     @property
     def diffusers_class(self) -> Any:

@@ -44,6 +44,16 @@ def check_components(folder: Path, architecture: Architecture) -> None:
     _check_text_widths(folder, present, architecture)
 
 
+def absent_components(folder: Path, architecture: Architecture) -> dict[str, None]:
+    """Return the optional text encoders, and their tokenizers, that a model folder does not have.
+
+    The methods of diffusers that load a pipeline take their absence only from such arguments.
+    """
+    index = json.loads((folder / "model_index.json").read_text("utf-8"))
+    absent = [name for name in architecture.optional_encoders if not _is_named(index.get(name))]
+    return dict.fromkeys([*absent, *(n.replace("text_encoder", "tokenizer") for n in absent)])
+
+
 def _is_named(entry: Any) -> bool:
     """Return whether an entry of ``model_index.json`` has the form [library, class]."""
     return isinstance(entry, list) and len(entry) == 2 and all(entry)

@@ -28,6 +28,7 @@ from ldmprobe_core.models.files.checkpoint import (
     surplus_names,
     tensors_like,
 )
+from ldmprobe_core.models.files.components import absent_components
 from ldmprobe_core.models.files.model_folder import fingerprint
 from ldmprobe_core.models.loading import meta_network, prepare_pipeline
 from ldmprobe_core.models.sources.folder import FolderSource
@@ -222,6 +223,7 @@ class FileSource(FolderSource):
                 local_files_only=True,
                 torch_dtype=torch.float32,
                 **self.architecture.load_arguments,
+                **absent_components(self.folder, self.architecture),
                 **encoders,
             )
         # Diffusers raises errors of many types for files that it cannot convert; all are caught.

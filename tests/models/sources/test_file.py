@@ -257,3 +257,25 @@ def test_the_hash_of_a_study_without_a_single_file_is_as_before():
     with_config = study.model_copy(update={"model": Model(config="folder")})
     assert '"config"' in study.to_json()
     assert study.hash != with_config.hash
+
+
+def test_single_file_without_an_encoder_that_its_pipeline_can_do_without(
+    pipe, folder, tmp_path, monkeypatch
+):
+    """As T5 of Stable Diffusion 3; here it is the encoder of Stable Diffusion 1."""
+    path = write_single_file(pipe, tmp_path / "model.safetensors", ["cond_stage_model"])
+    config = tmp_path / "config"
+    shutil.copytree(folder, config)
+    index = json.loads((config / "model_index.json").read_text())
+    index |= {"text_encoder": [None, None], "tokenizer": [None, None]}
+    (config / "model_index.json").write_text(json.dumps(index))
+    study = study_of(path, config)
+    source = source_of(study.model)
+    with pytest.raises(UserError, match="does not load"):
+        source.load(study, torch.device("cpu"))
+    monkeypatch.setattr(type(source.architecture), "optional_encoders", ("text_encoder",))
+    loaded = source.load(study, torch.device("cpu"))
+    assert loaded.text_encoder is None
+    assert loaded.tokenizer is None
+    expected = pipe.unet.state_dict()["conv_in.weight"]
+    torch.testing.assert_close(loaded.unet.state_dict()["conv_in.weight"], expected)
