@@ -19,10 +19,9 @@ def test_peak_memory_is_the_kernels_high_water_mark():
     assert measured == pytest.approx(mark, rel=0.05)
 
 
-def test_pick_device_turns_off_tf32(monkeypatch):
+def test_pick_device_turns_off_tf32():
     """Labels would otherwise depend on the type of GPU, in processes that load no model."""
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     pick_device("cpu")
     assert not torch.backends.cuda.matmul.allow_tf32
     assert not torch.backends.cudnn.allow_tf32
