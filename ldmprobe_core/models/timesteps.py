@@ -126,7 +126,9 @@ def _attempt(architecture: Architecture, name: str, steps: int) -> tuple[list[fl
         problem = _timestep_problem(values, steps, trained) or _noise_problem(scheduler, values)
         if problem is None:
             architecture.set_steps(scheduler, min(steps, _MOST_REHEARSED))
-            problem = _rehearsal_problem(scheduler, int(architecture.vae["latent_channels"]))
+            # Pipelines with this method pass their generators on to the scheduler.
+            seeds = hasattr(architecture.diffusers_class, "prepare_extra_step_kwargs")
+            problem = _rehearsal_problem(scheduler, int(architecture.vae["latent_channels"]), seeds)
     except UserError:
         raise
     # Scheduler classes raise exceptions of many types for configs that they cannot use, so all of
@@ -203,17 +205,21 @@ def _noise_problem(scheduler: Any, values: list[float]) -> str | None:
     return None
 
 
-def _rehearsal_problem(scheduler: Any, channels: int) -> str | None:
+def _rehearsal_problem(scheduler: Any, channels: int, seeds: bool) -> str | None:
     """Test a scheduler's steps on random latents, and describe a failure; None if all succeed.
+
+    A step must leave PyTorch's global generator alone.  Otherwise images would not be those of
+    their seeds, and the two images that an intervention compares would differ by noise.
 
     Args:
         scheduler: scheduler whose timesteps are set.  The test run changes its state, so it cannot
             be used for sampling afterwards.
         channels: number of channels of the latents.
+        seeds: whether the pipeline passes a random generator to a scheduler that accepts one.
     """
     generator = torch.Generator().manual_seed(0)
     noise_source = {}
-    if "generator" in inspect.signature(scheduler.step).parameters:
+    if seeds and "generator" in inspect.signature(scheduler.step).parameters:
         noise_source["generator"] = generator
     converted = _record_conversions(scheduler)
     latents = torch.randn(1, channels, 2, 2, generator=generator)
@@ -224,7 +230,11 @@ def _rehearsal_problem(scheduler: Any, channels: int) -> str | None:
             scheduler.scale_model_input(latents, timestep)
         level = level_of(scheduler, timestep)
         clean = predicted_clean(scheduler, output, timestep, latents)
-        result = scheduler.step(output, timestep, latents, **noise_source)
+        with torch.random.fork_rng(devices=[]):
+            before = torch.random.get_rng_state()
+            result = scheduler.step(output, timestep, latents, **noise_source)
+            if not torch.equal(torch.random.get_rng_state(), before):
+                return "a step draws noise without a seed, since the pipeline passes it none"
         # LCM returns its predicted clean latents as `denoised`, and other schedulers as
         # `pred_original_sample`.
         expected = getattr(result, "denoised", getattr(result, "pred_original_sample", None))

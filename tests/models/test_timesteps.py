@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.architectures.registry import detect_architecture
+from ldmprobe_core.models.sources.pipeline import PipelineSource
 from ldmprobe_core.models.timesteps import log_snr, scheduler_of, timesteps
 from ldmprobe_core.study.loading import parse_study
 
@@ -127,3 +129,22 @@ def test_as_many_steps_as_trained_are_refused_or_run_to_their_end(folder, schedu
         model_input = used.scale_model_input(latents, timestep)
         latents = used.step(model_input * 0, timestep, latents).prev_sample
     assert latents.isfinite().all()
+
+
+def test_timesteps_refuse_a_scheduler_that_draws_noise_without_a_seed():
+    """The pipeline of Stable Diffusion 3 passes no generator to its scheduler."""
+    pipe = tiny_models.stable_diffusion_3()
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.eval()
+    state = torch.random.get_rng_state()
+    for kind in (FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler):
+        pipe.scheduler = kind.from_config(pipe.scheduler.config)
+        source = PipelineSource(pipe)
+        made = source.study_of(parse_study({"sampling": {"steps": 4}}))
+        if kind is FlowMatchEulerDiscreteScheduler:
+            assert len(timesteps(source.architecture, made)) == 4
+            continue
+        with pytest.raises(UserError, match=r"a step draws noise without a seed.*Fix: "):
+            timesteps(source.architecture, made)
+    assert torch.equal(torch.random.get_rng_state(), state)
