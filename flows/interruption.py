@@ -188,7 +188,7 @@ class FlowWatch(WatchThread):
         flow_run_id = self.flow_runs[-1]
         try:
             if self._client is None:
-                # Keep the client for all requests: each one reads the certificates of all
+                # Keep the client for all requests: a new client reads the certificates of all
                 # authorities, which takes longer than a request.
                 client = get_client(sync_client=True, httpx_settings={"timeout": ANSWER_LIMIT_S})
                 self._client = self._open_client.enter_context(client)

@@ -47,14 +47,14 @@ class FolderSource(ModelSource):
 
     def require_weights(self) -> None:
         """Check that the folder has every weight tensor, without loading them."""
-        pickles = sorted(self.folder.glob("*/*.bin"))
-        if not has_weights(self.folder) and pickles:
-            raise UserError(
-                f"model.source {self.model.source!r}: its weights are pickles "
-                f"({pickles[0].relative_to(self.folder)}), which are not read. Fix: load the "
-                "pipeline where you trust it, and write it with save_pretrained, as safetensors"
-            )
         if not has_weights(self.folder):
+            pickles = sorted(self.folder.glob("*/*.bin"))
+            if pickles:
+                raise UserError(
+                    f"model.source {self.model.source!r}: its weights are pickles "
+                    f"({pickles[0].relative_to(self.folder)}), which are not read. Fix: load the "
+                    "pipeline where you trust it, and write it with save_pretrained, as safetensors"
+                )
             raise UserError(
                 f"model.source {self.model.source!r}: its weights (safetensors) are not on this "
                 "machine. Fix: fetch them (ldmprobe fetch), or give the folder that holds them"
