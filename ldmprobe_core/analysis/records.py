@@ -205,6 +205,8 @@ class UndefinedRecord(Record):
         both_empty: number of test samples whose label and best prediction are both empty masks,
             which scores 1.
         truth_empty: number of test samples whose label is an empty mask.
+        constant: the only value of the labels of all test samples, in which case all of their
+            scores are undefined; None if the labels vary.
         unchosen: whether no validation score of any cell is defined, so that the best cell is not
             the best but the first one.
     """
@@ -213,6 +215,7 @@ class UndefinedRecord(Record):
     any: int
     both_empty: int = 0
     truth_empty: int = 0
+    constant: float | None = None
     unchosen: bool = False
 
 

@@ -136,11 +136,13 @@ def _analyse_properties(
             part.position, part.without_cells, curves[prop], truth, part.missing, part.ceilings,
             part.corrected,
         )  # fmt: skip
+        properties[prop].undefined.constant = labels.constant(prop)
         best = properties[prop].best
         probe = stored_probes(run, best.layer, best.kind, prop)[best.step - 1]
         cell = best.step, best.layer, probe
         properties[prop].exact = exact_record(run, labels, prop, cell, test, bootstrap)
-    jobs = _analyses_jobs(properties)
+    varied = {p: one for p, one in properties.items() if one.undefined.constant is None}
+    jobs = _analyses_jobs(varied)
     for records in compute_parts(run, jobs, parts.compute, second):
         for prop, record in records.items():
             properties[prop].analyses = record

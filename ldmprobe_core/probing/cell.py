@@ -188,7 +188,8 @@ def _score_heldout(
     """Score every probe on the held-out samples; `cuts` contains the foreground thresholds.
 
     Returns:
-        (metric, held-out sample) by kind and label; NaN in metrics that are not computed.
+        (metric, held-out sample) by kind and label; NaN in metrics that are not computed, and on
+        test samples whose labels are all one constant.
     """
     heldout, usable = activations[labels.heldout], finite[labels.heldout]
     heldout[~usable] = 0
@@ -204,6 +205,8 @@ def _score_heldout(
         metrics = metrics[:1] if headline_only else metrics
         values = scorer.scores(tokens, cuts.get(key), metrics)
         scores[key] = np.where(usable, values, np.nan)
+        if labels.constant(column.prop) is not None:
+            scores[key][:, np.isin(labels.heldout, labels.test)] = np.nan
     return scores
 
 

@@ -49,6 +49,31 @@ class LabelSet:
         maps = {prop: values[index] for prop, values in self.maps.items()}
         return LabelSet(maps, self.means, train, validation, heldout)
 
+    @property
+    def test(self) -> np.ndarray:
+        """Indices of the test samples, which are the held-out ones without validation samples."""
+        return self.heldout[~np.isin(self.heldout, self.validation)]
+
+    @lru_cache(maxsize=32)  # noqa: B019  (as below)
+    def constant(self, prop: str) -> float | None:
+        """Return the only value of the test samples' labels, of which probes can show nothing.
+
+        Every prediction of a mask that is empty in all images is right, wherever it comes from.
+
+        Args:
+            prop: name of a property.
+
+        Returns:
+            the value of all measured pixels; None if they vary or there are none.
+        """
+        lowest, highest = np.inf, -np.inf
+        for one in self.maps[prop][self.test]:
+            lowest = min(lowest, float(np.fmin.reduce(one, axis=None)))
+            highest = max(highest, float(np.fmax.reduce(one, axis=None)))
+            if lowest < highest:
+                return None
+        return lowest if lowest == highest else None
+
     def tokens(self, prop: str, grid: tuple[int, int]) -> np.ndarray:
         """Average labels over each token's block, (sample, *grid); NaN if no pixel was measured."""
         return self.full(prop).tokens(grid)

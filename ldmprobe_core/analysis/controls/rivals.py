@@ -59,7 +59,8 @@ def rival_scores(
     Returns:
         scores (step, test sample) of the maps as they are (by the name of the source) and
         recalibrated (``trajectory_recalibrated``); NaN where there are no step images or a labeler
-        gave no maps, or where there are no training samples to recalibrate with.
+        gave no maps, where there are no training samples to recalibrate with, and everywhere if
+        the labels of the test samples are one constant.
     """
     index, decoded = samples_in(run, STEP_IMAGES), run.read(STEP_IMAGES, "step") - 1
     train = labels.train[np.isin(labels.train, index)][:_MOST_TRAINING_SAMPLES]
@@ -84,6 +85,8 @@ def rival_scores(
             if (recalibration := recalibrations[i]) is not None:
                 found = headline.score(recalibration.apply(one), first)
                 recalibrated[step, columns] = np.where(given, found, np.nan)
+    if labels.constant(prop) is not None:
+        plain[:], recalibrated[:] = np.nan, np.nan
     return {source: plain, source + RECALIBRATED: recalibrated}
 
 

@@ -66,8 +66,16 @@ class JointProbes:
         return everywhere
 
     def truth(self, members: np.ndarray) -> np.ndarray:
-        """Labels of the given samples, (n, y, x, component)."""
-        return np.stack([self.labels.maps[part][members] for part in self.parts], -1)
+        """Labels of the given samples, (n, y, x, component).
+
+        If every component is one constant in all test samples (`LabelSet.constant`), their labels
+        are NaN, as pixels are that were not measured.
+        """
+        truth = np.stack([self.labels.maps[part][members] for part in self.parts], -1)
+        if any(self.labels.constant(part) is None for part in self.parts):
+            return truth
+        of_test = np.isin(members, self.labels.test)[:, None, None, None]
+        return np.where(of_test, np.nan, truth)
 
     def mean_map(self) -> np.ndarray:
         """Mean label of the training samples at each pixel, (y, x, component)."""

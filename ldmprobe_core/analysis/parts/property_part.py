@@ -53,6 +53,8 @@ class PropertyPart:
     ) -> PropertyPart:
         """Compute the part of the property of `scores`.
 
+        The scores of test samples are NaN if their labels are one constant (`LabelSet.constant`).
+
         Args:
             run: finished run.
             scores: scores of the property in all cells.
@@ -61,9 +63,14 @@ class PropertyPart:
         """
         prop, test = scores.prop.name, labels.heldout[is_test]
         shapes = [run.open(f"activations/{layer}").sizes for layer in run.layers]
+        position = position_scores(prop, labels, test)
+        without_cells = _scores_without_cells(run, scores, labels, is_test)
+        if labels.constant(prop) is not None:
+            position = np.full_like(position, np.nan)
+            without_cells = {name: np.full_like(one, np.nan) for name, one in without_cells.items()}
         return cls(
-            position_scores(prop, labels, test),
-            _scores_without_cells(run, scores, labels, is_test),
+            position,
+            without_cells,
             block_ceilings(labels, prop, [(sizes["y"], sizes["x"]) for sizes in shapes], test),
             _corrected_differences(run, scores, labels, is_test),
             missing_share(labels.maps[prop]),

@@ -86,6 +86,11 @@ class RunParts:
             prop: PropertyScores.read(run, prop, labels.heldout, is_test, bootstrap)
             for prop in run.study.labels.maps
         }
+        for prop, scores in self.scores.items():
+            # Runs of earlier versions store scores there.
+            if labels.constant(prop) is not None:
+                for one in (scores.scores, *scores.inputs.values(), *scores.draws.values()):
+                    one[..., is_test] = np.nan
         candidates = {prop: scores.tied_layers for prop, scores in self.scores.items()}
         self.resplits = RunResplits(run, labels, candidates, labels.heldout[is_test])
 

@@ -149,14 +149,20 @@ def unmeasured_clause(result: PropertyRecord, samples: int) -> str:
         result: results of the property.
         samples: number of test samples.
     """
+    undefined = result.undefined
+    if undefined.truth_empty == samples:
+        return f"all {samples} label masks of the test images are empty, so nothing is measured"
+    if undefined.constant is not None:
+        return (
+            f"all labels of the {samples} test images have the same value "
+            f"({undefined.constant:g}), so nothing is measured"
+        )
     if result.best.score.mean is None:
         return (
             f"the {metric_title(result.best.metric)} of its probes is undefined in every test "
             "image, as where the labels or the predictions do not vary within an image, so that "
             "nothing can be compared"
         )
-    if result.undefined.truth_empty == samples:
-        return f"all {samples} label masks of the test images are empty, so nothing is measured"
     return ""
 
 
@@ -176,6 +182,8 @@ def warning_lines(summary: Summary, keep: str) -> list[str]:
     """
     lines = [_nonfinite_line(summary, keep)]
     for name, result in summary.properties.items():
+        if result.undefined.constant is not None:
+            continue  # its sentence says that nothing is measured
         undefined, parts = result.undefined, _fewer_images(result.leads)
         if undefined.unchosen:
             parts.append(
