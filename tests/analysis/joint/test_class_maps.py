@@ -4,14 +4,24 @@ import sys
 
 import numpy as np
 import pytest
+from joint_probes import (
+    BOOTSTRAP,
+    CHOSEN,
+    IS_TEST,
+    WITHOUT_LATENTS,
+    GivenProbes,
+    given_tokens,
+)
 from run_helpers import carry_out
 from scipy import stats
 from sklearn.metrics import jaccard_score
 
 import ldmprobe as lp
+from ldmprobe_core.analysis.joint import class_maps
 from ldmprobe_core.analysis.joint.class_maps import (
     best_overlap,
     class_iou,
+    class_map_records,
     mean_iou,
     overlap,
     paired,
@@ -111,6 +121,50 @@ def test_cell_that_is_defined_in_one_easy_image_is_not_the_best():
     assert best_overlap(cells) == 2
     assert best_overlap(cells[:2]) == 0
     assert best_overlap(cells[1:2]) == 0
+
+
+def iou(predicted, truth):
+    return jaccard_score(truth.ravel(), predicted.ravel(), average="macro")
+
+
+def test_cells_are_chosen_on_validation_samples_and_differences_are_best_less_other(monkeypatch):
+    rng = np.random.default_rng(0)
+    true = rng.integers(3, size=(32, 2, 2))
+    tokens, classes = given_tokens(one_hot(true, 3)), true.repeat(2, 1).repeat(2, 2)
+    mean = rng.random((4, 4, 3))
+    # A fifth of the labels are wrong.
+    exact = np.where(rng.random((20, 4, 4)) < 0.2, 2 - classes[IS_TEST], classes[IS_TEST])
+    probes = GivenProbes(
+        ("dark", "mid", "light"), tokens, one_hot(classes, 3), mean, one_hot(exact, 3)
+    )
+    probes.put_into(class_maps, monkeypatch)
+    record = class_map_records(probes.run, probes.labels, IS_TEST, BOOTSTRAP)["given"]
+
+    def predicted(name, step):
+        return tokens[name][step - 1, IS_TEST].argmax(-1).repeat(2, 1).repeat(2, 2)
+
+    truth, usual = classes[IS_TEST], np.broadcast_to(mean.argmax(-1), (20, 4, 4))
+    best, latents = (predicted(name, CHOSEN[name]) for name in ("b", "latents"))
+    has_latents = np.ones(32, bool)
+    has_latents[WITHOUT_LATENTS] = False
+    has_latents = has_latents[IS_TEST]
+    of_latents = iou(latents[has_latents], truth[has_latents])
+    assert (record.best.layer, record.best.step) == ("b", CHOSEN["b"])
+    assert record.inputs["latents"].step == CHOSEN["latents"]
+    for given, expected in [
+        (record.best.mean_iou, iou(best, truth)),
+        (record.inputs["latents"].mean_iou, of_latents),
+        (record.position, iou(usual, truth)),
+        (record.above_position, iou(best, truth) - iou(usual, truth)),
+        # Both sides are of the images for which the control has predictions.
+        (record.above_inputs["latents"], iou(best[has_latents], truth[has_latents]) - of_latents),
+        (record.exact.best, iou(best, exact)),
+        (record.exact.position, iou(usual, exact)),
+        (record.exact.labeler, iou(truth, exact)),
+    ]:
+        assert given.mean == pytest.approx(expected, rel=1e-12)
+    of_steps = [iou(predicted("b", step), truth) for step in (1, 2, 3)]
+    np.testing.assert_allclose([one.mean for one in record.steps], of_steps, rtol=1e-12)
 
 
 @pytest.fixture

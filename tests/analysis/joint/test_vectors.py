@@ -4,10 +4,17 @@ import sys
 
 import numpy as np
 import pytest
+from joint_probes import BOOTSTRAP, CHOSEN, IS_TEST, GivenProbes, given_tokens
 from run_helpers import carry_out
 
 import ldmprobe as lp
-from ldmprobe_core.analysis.joint.vectors import mean_angle, mean_cosine, unit_vectors
+from ldmprobe_core.analysis.joint import vectors
+from ldmprobe_core.analysis.joint.vectors import (
+    mean_angle,
+    mean_cosine,
+    unit_vectors,
+    vector_records,
+)
 from ldmprobe_core.analysis.records import load_summary
 from ldmprobe_core.analysis.report.build import build_report
 from ldmprobe_core.study.extensions.joint import components_of, joint_properties
@@ -62,6 +69,47 @@ def test_surface_normals_are_a_built_in_vector():
     assert joint_properties(("depth", *names), "vector") == {"normals": names}
     assert joint_properties(("depth", *names), "classes") == {}
     assert joint_properties(names[:2], "vector") == {}
+
+
+def angles(predicted, truth):
+    """Mean angle of each test sample, in degrees, from the lengths of cross and dot products."""
+    cross = np.linalg.norm(np.cross(predicted, truth), axis=-1)
+    return np.degrees(np.arctan2(cross, (predicted * truth).sum(-1))).mean((1, 2))
+
+
+def test_cells_are_chosen_on_validation_samples_and_differences_are_best_less_other(monkeypatch):
+    rng = np.random.default_rng(0)
+    true = rng.normal(size=(32, 2, 2, 3))
+    tokens, labels = given_tokens(unit_vectors(true)), true.repeat(2, 1).repeat(2, 2)
+    mean = rng.normal(size=(4, 4, 3))
+    exact = labels[IS_TEST] + rng.normal(0, 0.3, (20, 4, 4, 3))
+    probes = GivenProbes(("x", "y", "z"), tokens, labels, mean, exact)
+    probes.put_into(vectors, monkeypatch)
+    record = vector_records(probes.run, probes.labels, IS_TEST, BOOTSTRAP)["given"]
+
+    def predicted(name, step):
+        return tokens[name][step - 1, IS_TEST].repeat(2, 1).repeat(2, 2)
+
+    truth = labels[IS_TEST]
+    best, latents = (predicted(name, CHOSEN[name]) for name in ("b", "latents"))
+    of_best, of_latents, of_mean = (angles(one, truth) for one in (best, latents, mean[None]))
+    assert (record.best.layer, record.best.step) == ("b", CHOSEN["b"])
+    assert record.inputs["latents"].step == CHOSEN["latents"]
+    for given, expected in [
+        (record.best.degrees, of_best.mean()),
+        (record.inputs["latents"].degrees, np.nanmean(of_latents)),
+        (record.position, of_mean.mean()),
+        (record.less_position, (of_best - of_mean).mean()),
+        # Both sides are means over the images for which the control has predictions.
+        (record.less_inputs["latents"], np.nanmean(of_best - of_latents)),
+        (record.exact.best, angles(best, exact).mean()),
+        (record.exact.position, angles(mean[None], exact).mean()),
+        (record.exact.labeler, angles(truth, exact).mean()),
+    ]:
+        assert given.mean == pytest.approx(expected, rel=1e-9)
+    for step, one in enumerate(record.steps, start=1):
+        of_step = unit_vectors(predicted("b", step)) * unit_vectors(truth)
+        assert one.mean == pytest.approx(of_step.sum(-1).mean(), rel=1e-12)
 
 
 @pytest.fixture
