@@ -13,6 +13,7 @@ from ldmprobe_core.analysis.records import load_summary
 from ldmprobe_core.analysis.report.build import build_report
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.pipeline.planning.plan import plan_study
+from ldmprobe_core.probing.inference.permutation import permute_groups
 from ldmprobe_core.study.samples import make_samples
 
 MODULE = """
@@ -98,9 +99,9 @@ def test_declared_number_is_probed_from_mean_activations(tiny_study, tmp_path, m
     split = np.array([sample.split for sample in make_samples(study)])
     train, validation, test = (split == part for part in ("train", "validation", "test"))
 
-    def predicted(features):
+    def predicted(features, numbers=values):
         alpha = 0.1 * features[train].var(0).mean() * train.sum()
-        return Ridge(alpha=alpha).fit(features[train], values[train]).predict(features)
+        return Ridge(alpha=alpha).fit(features[train], numbers[train]).predict(features)
 
     scores = {}
     for layer in run.layers:
@@ -119,6 +120,21 @@ def test_declared_number_is_probed_from_mean_activations(tiny_study, tmp_path, m
     of_prompt = stats.spearmanr(prompt[test], values[test]).statistic
     assert record.prompt.mean == pytest.approx(of_prompt)
     assert record.above_prompt.mean == pytest.approx(scores[best][1] - of_prompt)
+
+    # Each permutation has its own best layer and step, as the true numbers have.
+    prompts = np.array([sample.group for sample in make_samples(study)])
+    rng = np.random.default_rng(study.prompts.seed)
+    for given in record.shuffled:
+        shuffled, chosen = values[permute_groups(prompts, rng)], []
+        for layer in run.layers:
+            means = run.read(f"activations/{layer}", "activation").mean((2, 3), dtype=np.float64)
+            for step in range(3):
+                guess = predicted(means[:, step], shuffled)
+                chosen.append([
+                    stats.spearmanr(guess[part], shuffled[part]).statistic
+                    for part in (validation, test)
+                ])  # fmt: skip
+        assert given == pytest.approx(max(chosen, key=lambda pair: pair[0])[1])
     page = run.location.read_text("report/index.html")
     assert "Numbers per image" in page
     assert "redness" in page

@@ -116,12 +116,14 @@ def test_main_renders_runs_and_scores(tmp_path, capsys):
     main(["--store", str(tmp_path / "again"), "--run", run.url])
     assert printed.endswith(capsys.readouterr().out)
     (tmp_path / f"several_objects/images/{stem}.depth.npy").unlink()
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as stopped:
         main(["--store", str(tmp_path / "again"), "--run", run.url])
+    assert stopped.value.code == 2
     assert "has changed since the run. Fix: restore it" in capsys.readouterr().err
 
 
 def test_main_refuses_a_run_of_generated_images(finished_run, tmp_path, capsys):
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as stopped:
         main(["--store", str(tmp_path), "--run", finished_run.url])
+    assert stopped.value.code == 2
     assert "run: its study is not of the depth of source images" in capsys.readouterr().err

@@ -53,6 +53,11 @@ def test_summarise_intervention_equals_a_loop_over_the_images(run, prop):
             if condition != "edited":
                 less = np.array(scores["edited"]) - scores[condition]
                 np.testing.assert_allclose(effect.edit_less_this.mean, less.mean(), atol=1e-6)
+    top_class = run.read("labels", "class_score", sample=index).argmax(1)
+    for condition, effect in summary.effects.items():
+        images = data.image.sel(condition=condition).values
+        kept = [labelers["class"](of_target).argmax(1) == top_class for of_target in images]
+        assert effect.kept == pytest.approx(np.mean(kept))
     assert summary.pairs == 10
     assert set(summary.effects) == {"edited", "orthogonal", "coherent", "permuted", "own_label"}
     assert read_intervention_summary(run, spec.name) == summary

@@ -37,12 +37,12 @@ def test_sampled_images_equal_the_pipelines_own(sampler):
     np.testing.assert_allclose(made.prompt_embedding, expected, atol=1e-6)
 
 
-def test_sampled_activations_are_those_of_each_steps_call(sampler):
-    """The same steps by hand: encode the prompt, call the denoiser, guide, step."""
+def test_sampled_activations_and_clean_images_are_those_of_each_steps_call(sampler):
+    """The same steps by hand: encode the prompt, call the denoiser, guide, step, decode."""
     samples = make_samples(sampler.study)[:2]
     made = generated(sampler, samples)
     pipeline, layer = sampler.pipeline, sampler.layers[0]
-    seen = []
+    seen, clean = [], []
     module = dict(pipeline.unet.named_modules())[layer]
     hook = module.register_forward_hook(lambda m, i, output: seen.append(output.clone()))
     with torch.no_grad():
@@ -65,8 +65,14 @@ def test_sampled_activations_are_those_of_each_steps_call(sampler):
             both = pipeline.unet(torch.cat([latents] * 2), t, torch.cat([nothing, words])).sample
             free, bound = both.chunk(2)
             guided = free + 2.0 * (bound - free)
-            latents = pipeline.scheduler.step(guided, t, latents).prev_sample
+            step = pipeline.scheduler.step(guided, t, latents)
+            latents = step.prev_sample
+            scaled = step.pred_original_sample / pipeline.vae.config.scaling_factor
+            clean.append(pipeline.vae.decode(scaled).sample.movedim(1, -1))
     hook.remove()
+    images = (torch.stack(clean, 1) * 0.5 + 0.5).clamp(0, 1).numpy() * 255
+    assert np.abs(made.clean - images).max() <= 2  # rounded, and in another order of sums
+    assert np.abs(made.trajectory[:, 0] - images[:, 0]).max() > 10  # not the latents after it
     expected = torch.stack([output[2:] for output in seen], 1).numpy()
     found = made.activations.values[layer]
     np.testing.assert_allclose(found.reshape(expected.shape), expected, rtol=2e-3, atol=2e-3)

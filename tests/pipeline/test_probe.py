@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 from sklearn.linear_model import Ridge
 
+from ldmprobe_core.analysis.records import load_summary
 from ldmprobe_core.analysis.summarize import summarise
 from ldmprobe_core.pipeline.generate import generate_batch
 from ldmprobe_core.pipeline.label import label_batch
@@ -58,7 +59,7 @@ def test_probe_cell_counts_non_finite_activations_and_gives_them_no_score(finish
     for batch in range(len(study.batches(run.n_stored))):
         generate_batch(run.url, batch)
         label_batch(run.url, batch)
-    layer = run.layers[0]
+    layer = load_summary(finished_run).properties["depth"].best.layer
     heldout = int(run.open("scores/depth").sample.values[0])
     trained = int(np.flatnonzero(run.open("samples").split.values == "train")[0])
     values = run.read(f"activations/{layer}", "activation")
@@ -90,7 +91,9 @@ def test_probe_cell_counts_non_finite_activations_and_gives_them_no_score(finish
     assert cell.share == pytest.approx(2 / n_values)
     permuted = [c for c in summary.nonfinite_cells if c.network == "permuted"]
     assert sorted(c.step for c in permuted) == [1, 2, 3]
-    for found in summary.properties.values():
-        if found.best.layer == layer:  # an undefined control is shown as undefined, not as absent
-            assert found.controls.permuted_weights.same_cell.mean is None
-            assert found.controls.permuted_weights.undefined == summary.samples["test"]
+    # An undefined control is shown as undefined, not as absent.
+    of_layer = [found for found in summary.properties.values() if found.best.layer == layer]
+    assert summary.properties["depth"] in of_layer
+    for found in of_layer:
+        assert found.controls.permuted_weights.same_cell.mean is None
+        assert found.controls.permuted_weights.undefined == summary.samples["test"]

@@ -13,7 +13,7 @@ from ldmprobe_core.analysis.generalization.categories import (
     category_scores,
     holdout_record,
 )
-from ldmprobe_core.analysis.generalization.refits import TestScorer
+from ldmprobe_core.analysis.generalization.refits import TestScorer, ordered_by_prompt
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap
 from ldmprobe_core.study.probe_sections import BootstrapSettings
 
@@ -62,7 +62,25 @@ def test_holdout_record_equals_refits_without_each_fold():
     assert record.unseen.mean == pytest.approx(unseen.mean())
     assert record.difference.mean == pytest.approx((unseen - ordinary).mean())
     assert record.difference.low == pytest.approx(bootstrap.interval(unseen - ordinary).low)
-    assert record.matched_difference.mean == pytest.approx(record.unseen.mean - record.matched.mean)
+    # The matched probes lack as many training samples as each fold has, but in the order of a
+    # random shuffle; all of them keep every validation sample.
+    prompts = np.array([sample.group for sample in samples[:20]])
+    order = ordered_by_prompt(np.arange(20), prompts, np.random.default_rng(0))
+    matched, start = np.full(12, np.nan), 0
+    for fold in folds:
+        inside = np.array([sample.category in fold for sample in samples])
+        stop = start + inside[:20].sum()
+        train = np.setdiff1d(np.arange(20), order[start:stop])
+        start = stop
+        fit, term, _ = probe_on_pixels(data, train, np.arange(20, 28))
+        members = 28 + np.flatnonzero(inside[28:])
+        tokens = predict_slowly(data, fit, term, members)
+        matched[members - 28] = correlations(data, tokens, members)
+    assert start == 20
+    expected = bootstrap.interval(matched)
+    assert record.matched.model_dump() == pytest.approx(expected.model_dump())
+    assert record.matched_difference.mean == pytest.approx((unseen - matched).mean())
+    assert record.matched_difference.low == pytest.approx(bootstrap.interval(unseen - matched).low)
 
 
 def test_holdout_record_shows_a_probe_that_does_not_reach_other_categories():

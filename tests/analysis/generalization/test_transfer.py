@@ -51,6 +51,25 @@ def test_transfer_matrix_equals_full_size_scores_in_a_loop(finished_run, summary
                 assert matrix[i, j] == pytest.approx(np.nanmean(scores), abs=1e-9)
 
 
+def test_cosines_of_the_transfer_record_scale_weights_by_deviations_of_the_test_samples(
+    finished_run, summary, test_indices
+):
+    """The cosine of two steps' weights, each times its channels' standard deviations there."""
+    for prop, result in summary.properties.items():
+        layer = result.layer.name
+        stored = finished_run.open(f"probes/{layer}").load()
+        weights = stored.sel(property=prop, kind=result.layer.kind).weight.values
+        scaled = []
+        for step in range(3):
+            x = finished_run.read(f"activations/{layer}", "activation", step=step)[test_indices]
+            rows = x.reshape(-1, x.shape[-1]).astype(float)
+            deviation = np.sqrt(((rows - rows.mean(0)) ** 2).mean(0))
+            scaled.append(weights[step] * deviation)
+        expected = [[a @ b / np.sqrt((a @ a) * (b @ b)) for b in scaled] for a in scaled]
+        found = np.array(result.analyses.transfer.cosine, dtype=float)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_weight_cosines_equal_a_loop_and_ignore_the_scale_of_channels():
     rng = np.random.default_rng(0)
     weights, deviations = rng.normal(size=(4, 6)), rng.uniform(0.5, 2, size=(4, 6))

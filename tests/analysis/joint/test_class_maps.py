@@ -30,6 +30,7 @@ from ldmprobe_core.analysis.records import load_summary
 from ldmprobe_core.analysis.report.build import build_report
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap
+from ldmprobe_core.probing.neighbourhood import neighbourhoods
 from ldmprobe_core.study.extensions.joint import components_of
 from ldmprobe_core.study.properties import property_of
 from ldmprobe_core.study.samples import make_samples
@@ -225,6 +226,21 @@ def test_declared_class_map_is_probed_by_class_and_scored_together(tiny_study, t
     baseline = jaccard_score(labels, usual, average="macro")
     assert record.position.mean == pytest.approx(baseline, rel=1e-6)
     assert record.above_position.mean == pytest.approx(by_class.mean() - baseline, rel=1e-6)
+
+    # The latents at their own step, compared with the layer: mean IoU of the layer less theirs.
+    step = record.inputs["latents"].step
+    test = [i for i, part in enumerate(split) if part == "test"]
+    tokens = neighbourhoods(
+        run.read("activations/latents", "activation")[test, step - 1].astype(float), 5
+    )
+    probes = [lp.open_run(run.url).probe(part, step, "latents") for part in parts]
+    guess = np.stack([tokens @ p.weight + p.offset for p in probes], -1).argmax(-1)
+    guess = np.kron(guess, np.ones((1, *(np.array(maps.shape[1:3]) // guess.shape[1:])), int))
+    of_latents = jaccard_score(labels, guess.ravel(), average="macro")
+    assert record.inputs["latents"].mean_iou.mean == pytest.approx(of_latents, rel=1e-6)
+    gap = by_class.mean() - of_latents
+    assert abs(gap) > 0.01
+    assert record.above_inputs["latents"].mean == pytest.approx(gap, rel=1e-6)
     page = run.location.read_text("report/index.html")
     assert "tone_dark" in page
     assert "Class maps" in page

@@ -17,6 +17,7 @@ from ldmprobe_core.analysis.joint.vectors import (
 )
 from ldmprobe_core.analysis.records import load_summary
 from ldmprobe_core.analysis.report.build import build_report
+from ldmprobe_core.probing.neighbourhood import neighbourhoods
 from ldmprobe_core.study.extensions.joint import components_of, joint_properties
 from ldmprobe_core.study.samples import make_samples
 
@@ -175,6 +176,22 @@ def test_declared_vector_is_probed_by_component_and_scored_by_direction(
     gap = np.mean(angles) - np.mean(baseline)
     assert record.less_position.mean == pytest.approx(gap, rel=1e-3, abs=1e-3)
     assert len(record.steps) == 3
+
+    # The latents at their own step, compared with the layer: angle of the layer less theirs.
+    step = record.inputs["latents"].step
+    tokens = neighbourhoods(
+        run.read("activations/latents", "activation")[test, step - 1].astype(float), 5
+    )
+    probes = [lp.open_run(run.url).probe(part, step, "latents") for part in parts]
+    guess = np.stack([tokens @ probe.weight + probe.offset for probe in probes], -1)
+    factor = truth.shape[1] // guess.shape[1], truth.shape[2] // guess.shape[2]
+    guess = guess.repeat(factor[0], 1).repeat(factor[1], 2)
+    cosine = (guess * truth[test]).sum(-1) / np.linalg.norm(guess, axis=-1)
+    of_latents = np.degrees(np.arccos(np.clip(cosine, -1, 1))).mean((1, 2))
+    assert record.inputs["latents"].degrees.mean == pytest.approx(of_latents.mean(), rel=1e-4)
+    gap = np.mean(angles) - of_latents.mean()
+    assert abs(gap) > 0.1
+    assert record.less_inputs["latents"].mean == pytest.approx(gap, rel=1e-3, abs=1e-3)
     assert "slope (slope_down, slope_across, slope_up)" in run.location.read_text(
         "report/index.html"
     )
