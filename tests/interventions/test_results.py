@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from intervention_helpers import carry_out_intervention
+from scipy.stats import pearsonr, rankdata, spearmanr
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.interventions.measures.summarize import summarise_intervention
@@ -18,6 +19,16 @@ from ldmprobe_core.probing.cell import probe_activations
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap
 from ldmprobe_core.probing.metrics import dice
 from ldmprobe_core.study.conditions import LabelColumn
+
+
+def partial_rank_correlation(a, b, other):
+    """Correlation of the ranks of two maps, less what the ranks of a third one explain."""
+    design = np.stack([np.ones(len(other)), rankdata(other)], axis=1)
+    rests = [
+        rankdata(one) - design @ np.linalg.lstsq(design, rankdata(one), rcond=None)[0]
+        for one in (a, b)
+    ]
+    return pearsonr(*rests).statistic
 
 
 @pytest.mark.parametrize("prop", ["foreground", "depth"])
@@ -43,6 +54,24 @@ def test_summarise_intervention_equals_a_loop_over_the_images(run, prop):
                 scores.setdefault(str(condition), []).append(dice(label > 0.5, target_map > 0.5))
         if prop == "foreground":
             scores["unedited"].append(dice(labels > 0.5, target_map > 0.5))
+    # A mask's background is what neither it nor its target covers; of other maps, every pixel.
+    before = run.read("images", "image", sample=index).astype(float)
+    mean_map = label_set(run).means[prop].ravel()
+    for condition, effect in summary.effects.items():
+        changes, agreement = [], []
+        for t, i in np.ndindex(2, len(index)):
+            here = data.isel(target=t, sample=i).sel(condition=condition)
+            change = np.abs(here.image.values - before[i]).mean(-1) / 255
+            covered = (labels[i] > 0.5) | (here.target_map.values > 0.5)
+            changes.append(change[~covered].mean() if prop == "foreground" else change.mean())
+            if prop == "depth":
+                pair = here.label.values.ravel(), here.target_map.values.ravel()
+                agreement.append((partial_rank_correlation(*pair, mean_map), spearmanr(*pair)[0]))
+        assert effect.outside.mean == pytest.approx(np.mean(changes), abs=1e-6)
+        if prop == "depth":
+            partial, plain = np.mean(agreement, axis=0)
+            assert effect.mean.mean == pytest.approx(partial, abs=1e-6)
+            assert effect.measures["spearman"].mean == pytest.approx(plain, abs=1e-6)
     if prop == "foreground":
         np.testing.assert_allclose(summary.unedited.mean, np.mean(scores["unedited"]), atol=1e-6)
         for condition, effect in summary.effects.items():
@@ -58,6 +87,9 @@ def test_summarise_intervention_equals_a_loop_over_the_images(run, prop):
         images = data.image.sel(condition=condition).values
         kept = [labelers["class"](of_target).argmax(1) == top_class for of_target in images]
         assert effect.kept == pytest.approx(np.mean(kept))
+    readings = data.reading.sel(condition="edited").values
+    assert summary.sites[0].reading == pytest.approx(readings.mean())
+    assert np.ptp(readings) > 0
     assert summary.pairs == 10
     assert set(summary.effects) == {"edited", "orthogonal", "coherent", "permuted", "own_label"}
     assert read_intervention_summary(run, spec.name) == summary

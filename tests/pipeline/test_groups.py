@@ -108,6 +108,24 @@ def test_probe_cell_gives_clean_pixels_scores_at_decoded_steps(run):
     assert (defined == np.array([True, False, True])[:, None] & stored.has_step_images.values).all()
 
 
+def test_clean_pixels_are_block_means_of_the_predicted_clean_images(run):
+    """They differ from the block means of the step images, which the denoiser has not cleaned."""
+    images = {name: run.read("step_images", name) / 255 for name in ("clean", "trajectory")}
+    tokens = run.read("activations/clean_pixels", "activation").astype(float)
+    down, across = (
+        images["clean"].shape[2] // tokens.shape[2],
+        images["clean"].shape[3] // tokens.shape[3],
+    )
+    errors = dict.fromkeys(images, 0.0)
+    for index in np.ndindex(tokens.shape[:4]):
+        sample, step, y, x = index
+        for name, image in images.items():
+            block = image[sample, step, y * down : (y + 1) * down, x * across : (x + 1) * across]
+            errors[name] = max(errors[name], np.abs(tokens[index] - block.mean((0, 1))).max())
+    assert errors["clean"] < 1e-3  # float16
+    assert errors["trajectory"] > 0.01
+
+
 def test_rival_scores_are_undefined_without_step_images(run, whole):
     labels = label_set(run)
     test = np.array([i for i in labels.heldout if run.samples[i].split == "test"])
