@@ -143,3 +143,8 @@ class LabelerEntry:
     call_memory: Callable[[tuple[int, int]], CallMemory] = unknown_memory
     code: bytes = b""
     file: SourceFile | None = None
+
+    @property
+    def is_own(self) -> bool:
+        """Return whether the labeler is not part of this package."""
+        return self.file is not None or bool(self.code)
