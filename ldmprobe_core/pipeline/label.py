@@ -92,7 +92,8 @@ def _require_sound(
     if not np.array_equal(images, stored):
         raise RunError(
             "labels: a labeler changes the images that it gets, which other labelers get too "
-            f"({', '.join(labels)}). Fix: let it work on a copy, images.copy()"
+            f"({', '.join(labels)}). Fix: let it work on a copy, images.copy(), and begin a new "
+            "run (move this one away, or choose another store)"
         )
     for name, alone in _label(run, images[:1], members[:1]).items():
         prop = CLASS if name == CLASS_SCORE else name
