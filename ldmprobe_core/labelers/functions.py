@@ -121,7 +121,9 @@ def function_entry(function: Callable[[np.ndarray], Any]) -> LabelerEntry:
     The hash that each run records is that of the file in which the function is defined, or of its
     code if there is no file, as in a notebook.
     """
-    entry = LabelerEntry(lambda spec, device: FunctionLabeler(function), _refuse_weights)
+    entry = LabelerEntry(
+        lambda spec, device: FunctionLabeler(function), _refuse_weights, is_function=True
+    )
     return with_definition(entry, function)
 
 

@@ -21,6 +21,7 @@ _CORRECTED = (
     "correct the labeler and begin a new run (move this one away, or choose another store), or "
     "run the study again if the cause is outside its code, such as memory"
 )
+_OTHER = "correct the labeler or its settings, or name another one"
 _AGAIN = "run the study again; if it fails again, choose another labeler"
 
 
@@ -72,6 +73,24 @@ class CheckedLabeler:
         remedy = _CORRECTED if self.is_own else _AGAIN
         with named_errors(self.key, self.name, LabelerError, remedy):
             result = self.labeler(images)
+        return self._labels(result, images)
+
+    def try_on(self, images: np.ndarray) -> None:
+        """Call the labeler on images that belong to no run, and check the type and shape of labels.
+
+        Raises:
+            UserError: the labeler raised an exception, or its result is not usable.
+        """
+        with named_errors(self.key, self.name, UserError, _OTHER, "failed on a trial image"):
+            result = self.labeler(images)
+        self._labels(result, images)
+
+    def _labels(self, result: Any, images: np.ndarray) -> np.ndarray:
+        """Convert the labeler's result for images to float32 labels.
+
+        Raises:
+            UserError: the result is not numeric, or has another shape.
+        """
         expected = self._label_shape(images)
         try:
             # A labeler of the user may return an array that its next call fills again.
@@ -185,7 +204,6 @@ def load_checked(
         UserError: its package or weights are missing.
         LabelerError: its code raised an exception.
     """
-    remedy = "correct the labeler or its settings, or name another one"
-    with named_errors(key, spec.name, LabelerError, remedy, "cannot be loaded"):
+    with named_errors(key, spec.name, LabelerError, _OTHER, "cannot be loaded"):
         labeler = entry.load(spec, device)
     return CheckedLabeler(key, spec.name, labeler, record, entry.is_own)
