@@ -164,3 +164,19 @@ def test_attributes_of_the_labeler_remain():
     labeler = Returning(None)
     labeler.sign = -1
     assert CheckedLabeler("depth", "mine", labeler, None, True).sign == -1
+
+
+@pytest.mark.parametrize(
+    ("classes", "words"),
+    [
+        ((), "tells 0 classes apart. Fix: list at least two"),
+        (("ball",), "tells 1 classes apart. Fix: list at least two"),
+        (("ball", "cup", "ball"), "has several classes named 'ball'. Fix: give each class"),
+    ],
+)
+def test_class_labelers_need_two_classes_of_different_names(classes, words):
+    labeler = Returning(None)
+    labeler.classes = classes
+    with pytest.raises(UserError) as failure:
+        CheckedLabeler("class", "mine", labeler, None, True)
+    assert str(failure.value).startswith(f"labels.class: the labeler 'mine' {words}")
