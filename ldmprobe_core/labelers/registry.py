@@ -38,6 +38,7 @@ from ldmprobe_core.study.probe_sections import LabelerSpec
 from ldmprobe_core.study.properties import (
     PROPERTIES,
     Property,
+    map_properties,
     register_properties,
 )
 from ldmprobe_core.study.schema import Study
@@ -270,8 +271,13 @@ register_labeler(
 
 
 def labeler_names(prop: str) -> list[str]:
-    """List the names of a property's labelers, sorted; entry points are included but not loaded."""
-    registered = {name for known, name in _LABELERS if known == prop}
+    """List the names of a property's labelers, sorted; entry points are included but not loaded.
+
+    ``maps`` is one of them for map properties.  Names such as ``module:function`` are not listed.
+    """
+    registered = {name for known, name in _LABELERS if known == prop and ":" not in name}
+    if prop in map_properties():
+        registered.add(EXACT_MAPS)
     component = _component(prop)
     prefix = f"{component.vector if component else prop}."
     offered = {
