@@ -77,7 +77,8 @@ class JointLabeler:
             raise UserError(
                 f"labels.{component.vector}: the labeler returned {maps[outside][0]:g}, which is "
                 f"no class index. Fix: return whole numbers from 0 to {component.size - 1}, in the "
-                "order of the classes in the property's declaration"
+                "order of the classes in the property's declaration, and begin a new run (move "
+                "this one away, or choose another store)"
             )
         return np.equal(maps, component.index).astype(np.float32)
 

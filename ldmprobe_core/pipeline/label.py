@@ -136,14 +136,16 @@ def checked_labels(
         labels by array name.
 
     Raises:
-        RunError: a label is not finite, or a value of a mask or a class probability is not a share.
+        RunError: a labeler raised an exception, a label is not finite, or a value of a mask or a
+            class probability is not a share.
+        UserError: a labeler returned no numbers, or another shape.
     """
     labels = {
         CLASS_SCORE if prop == CLASS else prop: labeler(images)
         for prop, labeler in labelers.items()
     }
     for name, values in labels.items():
-        require_finite_labels(name, values, members)
+        require_finite_labels(CLASS if name == CLASS_SCORE else name, values, members)
         if name == CLASS_SCORE:
             require_shares(CLASS, values, members, "class probabilities")
         elif name in study.labels.maps and property_of(name).is_mask:

@@ -43,6 +43,11 @@ MODULE = """
 
     logits.classes = ("one", "two")
 
+    def unknown(images):
+        return np.full((len(images), 2), np.nan)
+
+    unknown.classes = ("one", "two")
+
     class Writing:
         units, classes = "row", ()
 
@@ -110,6 +115,7 @@ def test_step_labels_of_an_own_labeler_keep_values_beyond_float16(tiny_study, tm
         ("shading", "of_the_batch", r"labels\.shading: .* another label .* depend on this image"),
         ("shading", "Writing", r"labels: a labeler changes the images .*images\.copy"),
         ("shading", "drawn", r"labels\.shading: .* the same label each time"),
+        ("class", "unknown", r"^labels\.class: the labeler computed NaN .* begin a new run"),
         ("class", "logits", r"labels\.class: .*class probabilities range from 0 to .*, not from 0"),
     ],
 )
