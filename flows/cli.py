@@ -31,7 +31,7 @@ from flows.commands.fetch import fetch
 from flows.commands.idle_interrupts import answer_interrupts
 from flows.commands.intervene import intervene
 from flows.commands.list_watch import Version, list_, watch
-from flows.commands.planning import plan_study_alone, planned, require_ready
+from flows.commands.planning import plan_study_alone, planned, require_ready, with_trials
 from flows.commands.prune import prune
 from flows.commands.results import console, write
 from flows.commands.submit import submit
@@ -294,7 +294,7 @@ def check(study: StudyArgument = "tabletop", set_: SetOption = None) -> None:
     from ldmprobe_core.study.loading import load_study
 
     with activity("reading the study and the model's configuration"):
-        plan = plan_study_alone(load_study(study, set_))
+        plan = with_trials(plan_study_alone(load_study(study, set_)))
     if plan.missing:
         print_missing(plan.missing)
     print_plan(plan, console)

@@ -13,7 +13,7 @@ from distributed import Future as DaskFuture
 from distributed.scheduler import KilledWorker, NoValidWorkerError
 from prefect.futures import PrefectFuture, PrefectWrappedFuture
 
-from ldmprobe_core.errors import without_logins
+from ldmprobe_core.errors import LdmprobeError, without_logins
 
 _LOOK_EVERY_S = 0.3
 
@@ -45,7 +45,18 @@ def describe_failure(error: BaseException) -> str:
         return "for which there was no Dask worker"
     if isinstance(error, CancelledError):
         return "which was cancelled because the connection to the Dask scheduler was lost"
-    return without_logins(f"{type(error).__name__}: {error}")
+    # The command line prints errors as one line.
+    message = " ".join(str(error).split())
+    if isinstance(error, LdmprobeError):
+        return message
+    return without_logins(f"{type(error).__name__}: {message}")
+
+
+def failure_and_remedy(error: BaseException) -> str:
+    """Return why a unit of work failed, as `describe_failure` does, with advice to the user."""
+    description = describe_failure(error)
+    # Errors of this project end with a remedy.
+    return description if ". Fix: " in description else f"{description}. Fix: {remedy(error)}"
 
 
 def remedy(error: BaseException) -> str:

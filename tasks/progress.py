@@ -20,7 +20,7 @@ from prefect.logging import get_run_logger
 from ldmprobe_core.errors import RunError, UserError, without_logins
 from ldmprobe_core.storage.stores.checksum_store import CorruptChunkError
 from tasks.display import Activity, activity, duration, print_line, refresh
-from tasks.failures import cancel_waiting, describe_failure, outcome, remedy
+from tasks.failures import cancel_waiting, describe_failure, failure_and_remedy, outcome
 from tasks.stopping import PausedError, StoppedError, is_paused, requested_stop, require_not_stopped
 from tasks.time_left import TimeLeft, UnitCost
 
@@ -181,7 +181,7 @@ def _raise_failure(stage: str, count: int, failed: list[tuple[str, BaseException
     name, error = failed[0]
     raise StageError(
         f"{len(failed)} of {count} units of {stage} failed, the first being {name}, "
-        f"{describe_failure(error)}. Fix: {remedy(error)}"
+        f"{failure_and_remedy(error)}"
     )
 
 

@@ -97,6 +97,14 @@ def plan_study_alone(study: Study) -> StudyPlan:
     return replace(plan, missing=plan.missing + memory_problems(plan))
 
 
+def with_trials(plan: StudyPlan) -> StudyPlan:
+    """Return a plan with messages about labelers that fail on a trial image, as missing."""
+    from ldmprobe_core.labelers.checks.trial import function_problems
+
+    problems = function_problems(plan.study, plan.labelers, plan.size)
+    return replace(plan, missing=plan.missing + problems)
+
+
 def _require_complete(plan: StudyPlan) -> None:
     """Require that every package and file that the study needs is on this machine.
 

@@ -23,7 +23,7 @@ from ldmprobe_core.interventions.null_directions import NULLS
 from ldmprobe_core.interventions.plan import InterventionPlan, Site, read_layers
 from ldmprobe_core.interventions.spec import DONOR, EDITED, ERASURES, Intervention
 from ldmprobe_core.pipeline.label import checked_labels
-from ldmprobe_core.pipeline.labels import as_label, cached_label_set
+from ldmprobe_core.pipeline.labels import as_label, cached_label_set, top_classes
 from ldmprobe_core.pipeline.model_cache import use_models
 from ldmprobe_core.probing.linear import LinearProbe
 from ldmprobe_core.storage.run import Run
@@ -91,7 +91,7 @@ class InterventionBatch:
                 results["outside"].append(
                     change_outside(unedited, edited, self.labels, self.targets)
                 )
-                results["kept"].append(_class_unchanged(run, labelers, edited, self.samples))
+                results["kept"].append(class_unchanged(run, labelers, edited, self.samples))
                 results["reading"].append(log.mean_reading(len(self.samples)))
                 results["size"].append(log.mean_size(len(self.samples)))
                 if probes:
@@ -138,18 +138,19 @@ class InterventionBatch:
         return np.stack(values)
 
 
-def _class_unchanged(
+def class_unchanged(
     run: Run, labelers: dict[str, Any], edited: np.ndarray, samples: list[int]
 ) -> np.ndarray:
     """Return whether the edit left each sample's top class unchanged, (sample,) float64.
 
-    The value is 1 for an unchanged class, 0 for a changed one, and NaN without a class labeler.
+    The value is 1 for an unchanged class, 0 for a changed one or a tie after the edit, and NaN
+    without a class labeler, or if several classes tie in the sample's image.
     """
     if CLASS not in labelers:
         return np.full(len(edited), np.nan)
-    top_class = run.read("labels", "class_score", sample=samples).argmax(1)
-    scores = _labels(run, CLASS, labelers, edited, samples)
-    return (scores.argmax(1) == top_class).astype(float)
+    before = top_classes(run.read("labels", "class_score", sample=samples))
+    after = top_classes(_labels(run, CLASS, labelers, edited, samples))
+    return np.where(before >= 0, before == after, np.nan)
 
 
 def _labels(

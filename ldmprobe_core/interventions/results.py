@@ -51,7 +51,8 @@ class EffectRecord(BaseModel):
             that is not empty; None for other properties.
         measures: mean of each measure (`ldmprobe_core.interventions.measures.scores.measures_of`).
         outside: mean absolute change of pixel values, 0..1, outside the object and its target.
-        kept: fraction of images whose top class is unchanged; None if the run has no class labels.
+        kept: fraction of images, of those with one top class, that keep it; None if the run has
+            no class labels.
         size: root mean square norm of the change in an edited cell, in norms of the least edit that
             changes the prediction by one standard deviation; its mean over cells, samples and
             targets; None for donors.  Null edits but ``own_label`` have that of the edit.

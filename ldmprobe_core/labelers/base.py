@@ -135,6 +135,7 @@ class LabelerEntry:
             fingerprint, so that a run is not resumed with another function of the same name.
         file: file that defines the labeler, which is part of the fingerprint too; None if there is
             none, and for the labelers of this package.
+        is_function: whether the labeler is a function of images, without weights to load.
     """
 
     load: Callable[[LabelerSpec, torch.device], Labeler]
@@ -143,3 +144,9 @@ class LabelerEntry:
     call_memory: Callable[[tuple[int, int]], CallMemory] = unknown_memory
     code: bytes = b""
     file: SourceFile | None = None
+    is_function: bool = False
+
+    @property
+    def is_own(self) -> bool:
+        """Return whether the labeler is not part of this package."""
+        return self.file is not None or bool(self.code)

@@ -22,80 +22,26 @@ from ldmprobe_core.study.extensions.definitions import (
     module_with_file,
 )
 from ldmprobe_core.study.probe_sections import LabelerSpec
-from ldmprobe_core.study.properties import Property
 
 
 class FunctionLabeler:
     """Labeler that calls a function of images (n, y, x, rgb) uint8, which returns labels.
 
     Args:
-        function: function that returns maps (n, y, x), or class probabilities (n, class) if it has
-            an attribute ``classes``.  Its attribute ``units``, if any, is stored with the labels.
-        prop: property that it labels, or a component of it.  The function returns (n,) for one
-            number per image, and (n, y, x, component) for a vector; None stands for maps.
+        function: function that returns maps (n, y, x), or vector maps, numbers or class
+            probabilities.  Its attributes ``units`` and ``classes``, if any, are the labeler's.
     """
 
-    def __init__(self, function: Callable[[np.ndarray], Any], prop: Property | None = None) -> None:
-        self.function, self.prop = function, prop
-        self.name = getattr(function, "__name__", type(function).__name__)
-        self.units = str(getattr(function, "units", f"as {self.name} returns"))
+    def __init__(self, function: Callable[[np.ndarray], Any]) -> None:
+        self.function = function
+        name = getattr(function, "__name__", type(function).__name__)
+        self.units = str(getattr(function, "units", f"as {name} returns"))
         self.classes = tuple(getattr(function, "classes", ()))
 
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Compute float32 labels of images: (n, y, x), (n, y, x, component), (n,) or (n, class).
-
-        Args:
-            images: (n, y, x, rgb) uint8.
-
-        Raises:
-            UserError: the function's result is not numeric, or has another shape.
-        """
+    def __call__(self, images: np.ndarray) -> Any:
+        """Return what the function returns for images (n, y, x, rgb) uint8."""
         # The same images go to other labelers, so a function that writes into them gets a copy.
-        result = self.function(images.copy())
-        expected = self._label_shape(images)
-        try:
-            labels = _real_numbers(result)
-        except (TypeError, ValueError) as error:
-            raise UserError(
-                f"the labeler {self.name!r} returned {type(result).__name__}, not an array of "
-                f"numbers. Fix: return an array of shape {expected}"
-            ) from error
-        if labels.shape != expected:
-            raise UserError(
-                f"the labeler {self.name!r} returned shape {labels.shape} for images of shape "
-                f"{images.shape}. Fix: return shape {expected}: per image a map (y, x), a vector "
-                "map (y, x, component), one number, or a probability of each class in the "
-                "function's attribute `classes`"
-            )
-        return labels
-
-    def _label_shape(self, images: np.ndarray) -> tuple[int, ...]:
-        """Return the shape that the function's result must have for images (n, y, x, rgb)."""
-        if self.classes:
-            return len(images), len(self.classes)
-        if self.prop is not None and self.prop.kind == "number":
-            return (len(images),)
-        component = None if self.prop is None else self.prop.component
-        is_vector = component is not None and component.joint == "vector"
-        return (*images.shape[:3], component.size) if component and is_vector else images.shape[:3]
-
-
-def _real_numbers(result: Any) -> np.ndarray:
-    """Convert a labeler's result to float32.
-
-    Masked values become NaN, which is refused where labels are written.
-
-    Raises:
-        TypeError, ValueError: the result is not an array of real numbers, such as one of complex
-            numbers or dates, of which NumPy would keep a part.
-    """
-    detach = getattr(result, "detach", None)
-    values = np.ma.asanyarray(result if detach is None else detach().cpu())
-    if values.dtype.kind == "O":
-        values = values.astype(np.float32)
-    if values.dtype.kind not in "biuf":
-        raise TypeError(f"values of type {values.dtype} are not real numbers")
-    return np.ma.filled(values.astype(np.float32), np.nan)
+        return self.function(images.copy())
 
 
 class JointLabeler:
@@ -131,7 +77,8 @@ class JointLabeler:
             raise UserError(
                 f"labels.{component.vector}: the labeler returned {maps[outside][0]:g}, which is "
                 f"no class index. Fix: return whole numbers from 0 to {component.size - 1}, in the "
-                "order of the classes in the property's declaration"
+                "order of the classes in the property's declaration, and begin a new run (move "
+                "this one away, or choose another store)"
             )
         return np.equal(maps, component.index).astype(np.float32)
 
@@ -169,18 +116,15 @@ def takes_images(labeler: Any) -> bool:
     return len(positional) == 1 and not inspect.isclass(labeler)
 
 
-def function_entry(
-    function: Callable[[np.ndarray], Any], prop: Property | None = None
-) -> LabelerEntry:
+def function_entry(function: Callable[[np.ndarray], Any]) -> LabelerEntry:
     """Build the registry entry of a function of images.
-
-    Args:
-        function, prop: see `FunctionLabeler`.
 
     The hash that each run records is that of the file in which the function is defined, or of its
     code if there is no file, as in a notebook.
     """
-    entry = LabelerEntry(lambda spec, device: FunctionLabeler(function, prop), _refuse_weights)
+    entry = LabelerEntry(
+        lambda spec, device: FunctionLabeler(function), _refuse_weights, is_function=True
+    )
     return with_definition(entry, function)
 
 
@@ -222,9 +166,10 @@ def import_labeler(prop: str, name: str) -> Any:
     try:
         found: Any = importlib.import_module(module_name)
     # The import runs code of the module, which may raise any exception.
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise import_error(
-            f"its module cannot be imported on this machine ({type(error).__name__}: {error})",
+            f"its module cannot be imported on this machine ({type(error).__name__}: "
+            f"{' '.join(str(error).split())})",
             "install its package here and on all workers, or put its folder into PYTHONPATH",
         ) from error
     for part in path.split("."):

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers import classes, depth, edges, foreground, shading, tabletop
 from ldmprobe_core.labelers.base import Labeler, LabelerEntry, no_weights
+from ldmprobe_core.labelers.checks.results import load_checked, named_errors
 from ldmprobe_core.labelers.functions import (
     ComponentLabeler,
     JointLabeler,
@@ -37,6 +38,7 @@ from ldmprobe_core.study.probe_sections import LabelerSpec
 from ldmprobe_core.study.properties import (
     PROPERTIES,
     Property,
+    map_properties,
     register_properties,
 )
 from ldmprobe_core.study.schema import Study
@@ -93,7 +95,7 @@ def register_labeler(
 
     def register(loader: Loader) -> Loader:
         for one in props:
-            _set_entry(one, name, as_entry(loader, PROPERTIES.get(one)))
+            _set_entry(one, name, as_entry(loader))
         return loader
 
     if entry is not None:
@@ -148,7 +150,7 @@ def property(name: str, kind: str, **fields: Any) -> Callable[[Loader], Loader]:
             )
         named = f"{loader.__module__}:{loader.__qualname__}"
         for record in records:
-            _set_entry(record.name, named, as_entry(loader, record))
+            _set_entry(record.name, named, as_entry(loader))
         return loader
 
     return register
@@ -167,20 +169,16 @@ def _component(prop: str) -> Component | None:
     return PROPERTIES[prop].component if prop in PROPERTIES else None
 
 
-def as_entry(loader: Any, prop: Property | None = None) -> LabelerEntry:
+def as_entry(loader: Any) -> LabelerEntry:
     """Build a labeler's registry entry from a class, a loading function or a function of images.
 
     The entry of a labeler that is not part of this package has the file or code that defines it.
-
-    Args:
-        loader: labeler.
-        prop: property, or component of one, for which the labeler is registered.
     """
     if isinstance(loader, LabelerEntry):
         is_ours = (getattr(loader.load, "__module__", None) or "").startswith("ldmprobe_core.")
         return loader if is_ours else with_definition(loader, loader.load)
     if takes_images(loader):
-        return function_entry(loader, prop)
+        return function_entry(loader)
     entry = LabelerEntry(loader, getattr(loader, "locate_weights", no_weights))
     return with_definition(entry, loader)
 
@@ -273,8 +271,13 @@ register_labeler(
 
 
 def labeler_names(prop: str) -> list[str]:
-    """List the names of a property's labelers, sorted; entry points are included but not loaded."""
-    registered = {name for known, name in _LABELERS if known == prop}
+    """List the names of a property's labelers, sorted; entry points are included but not loaded.
+
+    ``maps`` is one of them for map properties.  Names such as ``module:function`` are not listed.
+    """
+    registered = {name for known, name in _LABELERS if known == prop and ":" not in name}
+    if prop in map_properties():
+        registered.add(EXACT_MAPS)
     component = _component(prop)
     prefix = f"{component.vector if component else prop}."
     offered = {
@@ -296,12 +299,12 @@ def find_labeler(prop: str, name: str) -> LabelerEntry:
         UserError: the property has no labeler of this name, or its package cannot be imported.
     """
     if (prop, name) not in _LABELERS and ":" in name:
-        _LABELERS[prop, name] = as_entry(import_labeler(prop, name), PROPERTIES.get(prop))
+        _LABELERS[prop, name] = as_entry(import_labeler(prop, name))
     if (prop, name) not in _LABELERS:
         component = _component(prop)
         offered = f"{component.vector if component else prop}.{name}"
         for loader in load_entry_points(ENTRY_POINTS, offered, f"labels.{prop}"):
-            _LABELERS[prop, name] = as_entry(loader, PROPERTIES.get(prop))
+            _LABELERS[prop, name] = as_entry(loader)
     if (prop, name) not in _LABELERS:
         if parts := components_of(prop):
             raise UserError(
@@ -323,7 +326,8 @@ def load_labeler(prop: str, spec: LabelerSpec, device: torch.device) -> Labeler:
     """
     component = _component(prop)
     if component is None:
-        return find_labeler(prop, spec.name).load(spec, device)
+        entry = find_labeler(prop, spec.name)
+        return load_checked(entry, prop, spec, device, PROPERTIES.get(prop))
     return ComponentLabeler(_joint_labeler(component.vector, spec, device), component)
 
 
@@ -335,7 +339,9 @@ def _joint_labeler(name: str, spec: LabelerSpec, device: torch.device) -> JointL
         if len(_joint_labelers) >= _MAX_JOINT_LABELERS:
             _joint_labelers.clear()
         entry = find_labeler(first, spec.name)
-        _joint_labelers[key] = JointLabeler(entry.load(spec, device))
+        _joint_labelers[key] = JointLabeler(
+            load_checked(entry, name, spec, device, PROPERTIES[first])
+        )
     return _joint_labelers[key]
 
 
@@ -355,14 +361,10 @@ def check_labeler(prop: str, spec: LabelerSpec) -> str:
         UserError: its package or weights are missing, or its file was changed after its import.
     """
     entry = find_labeler(prop, spec.name)
-    try:
+    with named_errors(prop, spec.name, UserError, "correct it", "does not find its weights"):
         files = entry.locate_weights(spec)
         if entry.file is not None:
             files = [*files, entry.file.require_unchanged()]
-    except UserError as problem_and_remedy:
-        raise UserError(
-            f"labels.{prop} is {spec.name!r}: {problem_and_remedy}"
-        ) from problem_and_remedy
     digest = hashlib.sha256(spec.name.encode() + entry.code)
     for path in sorted(files):
         with path.open("rb") as file:

@@ -160,12 +160,19 @@ def _path(name: str, folder: Path) -> Path:
             f"the tabletop labeler's weights {str(folder)!r} are a file. Fix: give the model "
             "folder that has labelers/maps.safetensors"
         )
-    if not path.is_file():
+    if path.is_file():
+        return path
+    if folder == MODEL_FOLDER:
         raise UserError(
             f"the tabletop labeler's weights {path.name} are missing from {path.parent}. Fix: "
             "reinstall ldmprobe, or train them with python -m ldmprobe_core.tabletop.train"
         )
-    return path
+    problem = f"lack labelers/{path.name}" if folder.is_dir() else "are not a folder that exists"
+    raise UserError(
+        f"the tabletop labeler's weights {str(folder)!r} {problem}. Fix: give a model folder "
+        "written by python -m ldmprobe_core.tabletop.train, or leave weights out for those that "
+        "ship with ldmprobe"
+    )
 
 
 def _map_network(device: torch.device, folder: Path) -> MapNetwork:

@@ -87,6 +87,9 @@ def require_varied(images: np.ndarray, samples: Sequence[int]) -> None:
         )
 
 
+_NEW_RUN = "and begin a new run (move this one away, or choose another store)"
+"""Remedy where a labeler has to change, since a run does not continue with another labeler."""
+
 _SHARE_TOLERANCE = 0.01
 """Distance from 0..1 that labels of a mask may have, as an interpolation may leave."""
 
@@ -116,7 +119,7 @@ def require_shares(
         raise RunError(
             f"labels.{name}: the labeler's {noun} range from {flat.min():g} to "
             f"{flat.max():g}, not from 0 to 1 (first in sample {sample}). Fix: let it return "
-            "values from 0 to 1, or choose another labeler"
+            f"values from 0 to 1, or choose another labeler, {_NEW_RUN}"
         )
 
 
@@ -137,7 +140,7 @@ def require_finite_labels(name: str, values: np.ndarray, samples: Sequence[int])
         raise RunError(
             f"labels.{name}: the labeler computed NaN or infinite values for sample {sample}. "
             "Fix: if the labeler is a function of yours, let it return finite values; else check "
-            "its weights, or choose another labeler"
+            f"its weights, or choose another labeler, {_NEW_RUN}"
         )
 
 
@@ -174,5 +177,5 @@ def require_repeatable(name: str, labels: np.ndarray, alone: np.ndarray, sample:
             f"labels.{name}: the labeler gives the image of sample {sample} another label when it "
             f"labels this image alone (by {difference:.3g} on average, of a range of {spread:.3g} "
             "in its batch). Fix: let the label of an image depend on this image alone, and give "
-            "the same label each time"
+            f"the same label each time, {_NEW_RUN}"
         )

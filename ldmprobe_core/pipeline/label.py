@@ -92,7 +92,8 @@ def _require_sound(
     if not np.array_equal(images, stored):
         raise RunError(
             "labels: a labeler changes the images that it gets, which other labelers get too "
-            f"({', '.join(labels)}). Fix: let it work on a copy, images.copy()"
+            f"({', '.join(labels)}). Fix: let it work on a copy, images.copy(), and begin a new "
+            "run (move this one away, or choose another store)"
         )
     for name, alone in _label(run, images[:1], members[:1]).items():
         prop = CLASS if name == CLASS_SCORE else name
@@ -135,14 +136,16 @@ def checked_labels(
         labels by array name.
 
     Raises:
-        RunError: a label is not finite, or a value of a mask or a class probability is not a share.
+        RunError: a labeler raised an exception, a label is not finite, or a value of a mask or a
+            class probability is not a share.
+        UserError: a labeler returned no numbers, or another shape.
     """
     labels = {
         CLASS_SCORE if prop == CLASS else prop: labeler(images)
         for prop, labeler in labelers.items()
     }
     for name, values in labels.items():
-        require_finite_labels(name, values, members)
+        require_finite_labels(CLASS if name == CLASS_SCORE else name, values, members)
         if name == CLASS_SCORE:
             require_shares(CLASS, values, members, "class probabilities")
         elif name in study.labels.maps and property_of(name).is_mask:

@@ -43,6 +43,19 @@ def as_label(study: Study, prop: str, values: np.ndarray) -> np.ndarray:
     return mask if known is None else np.where(known, mask, np.nan).astype(np.float32)
 
 
+def top_classes(scores: np.ndarray) -> np.ndarray:
+    """Return the index of each image's class with the highest score, or -1 where classes tie.
+
+    A labeler whose best two scores are equal names no class.  To take the first of them would
+    recognise whatever class is listed first, even if all scores are equal.
+
+    Args:
+        scores: class scores (..., class).
+    """
+    leading = scores == scores.max(-1, keepdims=True)
+    return np.where(leading.sum(-1) == 1, leading.argmax(-1), -1)
+
+
 def label_set(run: Run) -> LabelSet:
     """Read labels and splits of a run's stored images, and mean label maps of training samples.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import ldmprobe_core
 from ldmprobe_core.errors import RunError, UserError
+from ldmprobe_core.labelers.checks.trial import trial_problems
 from ldmprobe_core.labelers.registry import check_labeler, definition_of, labelers_of
 from ldmprobe_core.models.sources.lookup import source_of
 from ldmprobe_core.models.timesteps import log_snr
@@ -57,10 +58,17 @@ def prepare_run(study: Study, store: str) -> Run:
 
 
 def _run_shape(plan: StudyPlan) -> tuple[RunShape, dict[str, Any]]:
-    """Return the shapes of a new run's arrays, and the metadata to record in the run."""
+    """Return the shapes of a new run's arrays, and the metadata to record in the run.
+
+    Raises:
+        UserError: a labeler of the user cannot label images.
+    """
     study = plan.study
     with model_access(study):
         labelers = get_labelers(study)
+        problems = trial_problems(labelers, plan.size)
+    if problems:
+        raise UserError(problems[0])
     classes = labelers["class"].classes if "class" in labelers else ()
     units = dict.fromkeys(study.labels.maps, "as the maps that were given")
     shape = RunShape(

@@ -124,7 +124,8 @@ class Labels(Section):
         if not self.maps:
             raise ValueError(
                 f"{', '.join(map_properties()[:-1])} and {map_properties()[-1]} are all null. Fix: "
-                "name a labeler for at least one of these keys"
+                "name a labeler for at least one of these keys, or maps for maps beside source "
+                "images"
             )
         for prop in (CLASS, *self.numbers):
             labeler = self.labeler(prop)

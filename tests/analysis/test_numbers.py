@@ -81,8 +81,8 @@ def test_declared_number_is_probed_from_mean_activations(tiny_study, tmp_path, m
     study = redness_study(tiny_study, properties=numbers)
     run = carry_out(study, str(tmp_path / "runs"))
     build_report(run, {})
-    # Finished images only, and the first one once more, alone.
-    assert sum(sys.modules["reds_of_hers"].calls) == 13
+    # One trial image, finished images only, and the first one once more, alone.
+    assert sum(sys.modules["reds_of_hers"].calls) == 14
     images = run.read("images", "image").astype(float)
     values = (images[..., 0] - images[..., 2]).mean((1, 2))
     np.testing.assert_allclose(run.read("labels", "redness"), values, rtol=1e-5)

@@ -12,6 +12,7 @@ from run_helpers import carry_out
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.base import LabelerEntry
+from ldmprobe_core.labelers.edges import gradient_edges
 from ldmprobe_core.labelers.registry import (
     check_labeler,
     find_labeler,
@@ -310,6 +311,20 @@ def test_find_labeler_loads_an_entry_point_when_it_is_asked_for(package):
     assert find_labeler("depth", "offered").load.units == "row"
     with pytest.raises(UserError, match=r"broken.*rows_of_mine:No cannot be imported"):
         find_labeler("depth", "broken")
+
+
+def test_exact_maps_are_a_labeler_of_every_property_that_is_a_map():
+    for prop in ("foreground", "depth", "edges", "normals_x"):
+        assert "maps" in labeler_names(prop)
+    assert "maps" not in labeler_names("class")
+    with pytest.raises(UserError, match=r"labels\.depth is 'no'.*depth-anything, maps, midas"):
+        find_labeler("depth", "no")
+
+
+def test_labelers_named_by_their_module_are_not_listed():
+    name = f"{gradient_edges.__module__}:gradient_edges"
+    find_labeler("edges", name)
+    assert name not in labeler_names("edges")
 
 
 def test_find_labeler_lists_the_names_of_the_property():

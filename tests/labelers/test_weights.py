@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import ViTForImageClassification, ViTModel
 
 from ldmprobe_core.errors import UserError
+from ldmprobe_core.labelers import tabletop
 from ldmprobe_core.labelers.registry import check_labeler, find_labeler, load_labeler
 from ldmprobe_core.labelers.weights import convert
 from ldmprobe_core.study.probe_sections import LabelerSpec
@@ -29,7 +31,7 @@ CPU = torch.device("cpu")
         ("depth", {"name": "depth-anything", "weights": "/none/such"}, ["no such folder"]),
         ("foreground", {"name": "tracer"}, ["weights are missing", "tracer_b7"]),
         ("foreground", {"name": "inspyrenet", "weights": "/none.safetensors"}, ["are missing"]),
-        ("foreground", {"name": "tabletop", "weights": "/none"}, ["maps.safetensors", "missing"]),
+        ("foreground", {"name": "tabletop", "weights": "/none"}, ["'/none' are not a folder"]),
         ("class", {"name": "vgg16", "weights": "/none.safetensors"}, ["vgg16-397923af.pth"]),
     ],
 )
@@ -40,6 +42,24 @@ def test_check_labeler_names_missing_weights_with_a_remedy(prop, spec, words):
     assert message.startswith(f"labels.{prop} is '{spec['name']}': ")
     for word in words:
         assert word in message
+
+
+def test_weights_of_the_embedded_labelers_that_the_study_misplaces_are_named_by_their_path(
+    tmp_path,
+):
+    message = (
+        rf"^labels\.depth is 'tabletop': .*'{re.escape(str(tmp_path))}' lack labelers/maps\.safet.*"
+        "Fix: give a model folder .*or leave weights out"
+    )
+    with pytest.raises(UserError, match=message) as refused:
+        check_labeler("depth", LabelerSpec(name="tabletop", weights=str(tmp_path)))
+    assert "reinstall" not in str(refused.value)
+
+
+def test_missing_weights_of_the_package_itself_need_a_new_installation(tmp_path, monkeypatch):
+    monkeypatch.setattr(tabletop, "MODEL_FOLDER", tmp_path)
+    with pytest.raises(UserError, match=r"maps\.safetensors are missing from .*Fix: reinstall"):
+        check_labeler("depth", LabelerSpec(name="tabletop"))
 
 
 def test_require_package_names_the_installation(monkeypatch):

@@ -90,7 +90,10 @@ def test_study_survives_its_own_json():
         ({"name": "nul\0"}, ["name"]),
         ({"probes": {"split": {"train": 0.9}}}, ["probes.split", "make it 1"]),
         ({"probes": {"penalties": [-1.0]}}, ["probes.penalties.0", "-1"]),
-        ({"labels": {"foreground": None, "depth": None, "shading": None}}, ["labels", "all null"]),
+        (
+            {"labels": {"foreground": None, "depth": None, "shading": None}},
+            ["labels", "all null", "at least one of these keys, or maps for maps beside"],
+        ),
         ({"model": "tabletop"}, ["model", "tabletop"]),
         ({"prompts": {"content_hash": "a"}}, ["content_hash is given without files"]),
     ],

@@ -13,8 +13,9 @@ from distributed.scheduler import KilledWorker, NoValidWorkerError
 from prefect import flow
 
 from flows.workers import workers_of
+from ldmprobe_core.errors import RunError
 from ldmprobe_core.study.sections import Execution
-from tasks.failures import describe_failure, remedy
+from tasks.failures import describe_failure, failure_and_remedy, remedy
 from tasks.progress import StageError, follow
 
 
@@ -60,3 +61,25 @@ def test_follow_names_a_unit_that_ends_its_worker_each_time(prefect_api, tmp_pat
 def test_describe_failure_of_units_and_of_workers(error, words):
     assert words in describe_failure(error)
     assert "run the study again" in remedy(error)
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (
+            RunError("labels.depth: no depth. Fix: correct the labeler"),
+            "labels.depth: no depth. Fix: correct the labeler",
+        ),
+        (
+            ValueError("no such\n  thing at http://me:secret@host"),
+            "ValueError: no such thing at http://host. Fix: "
+            "run the study again, which repeats only these",
+        ),
+        (
+            RuntimeError("batch 1 is missing. Fix: generate it"),
+            "RuntimeError: batch 1 is missing. Fix: generate it",
+        ),
+    ],
+)
+def test_failure_and_remedy_is_one_line_with_one_remedy(error, sentence):
+    assert failure_and_remedy(error) == sentence

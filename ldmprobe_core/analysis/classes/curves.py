@@ -11,8 +11,19 @@ from ldmprobe_core.analysis.classes.records import (
     PhotographsRecord,
 )
 from ldmprobe_core.pipeline.groups import STEP_IMAGES, samples_in
+from ldmprobe_core.pipeline.labels import top_classes
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap
 from ldmprobe_core.storage.run import SOURCES, Run
+
+
+def same_class(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Return whether the class with the highest score is a target class, (...) bool.
+
+    Args:
+        scores: class scores (..., class).
+        targets: index of each target class, (...); -1 for none, which no class is equal to.
+    """
+    return (top_classes(scores) == targets) & (targets >= 0)
 
 
 def first_stable_step(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -20,13 +31,13 @@ def first_stable_step(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
     Args:
         scores: class scores (sample, step, class).
-        targets: index of each sample's target class, (sample,).
+        targets: index of each sample's target class, (sample,); -1 if it has none.
 
     Returns:
-        steps counted from 1, (sample,) float64; NaN if another class has the highest score at the
-        last step.
+        steps counted from 1, (sample,) float64; NaN if the sample has no target class, or another
+        class has the highest score at the last step, or as high a score.
     """
-    leads = scores.argmax(-1) == targets[:, None]
+    leads = same_class(scores, targets[:, None])
     stays = np.logical_and.accumulate(leads[:, ::-1], axis=1)[:, ::-1]
     return np.where(stays[:, -1], stays.argmax(1) + 1.0, np.nan)
 
@@ -38,7 +49,7 @@ def stable_steps(scores: np.ndarray, targets: np.ndarray, decoded: np.ndarray) -
 
     Args:
         scores: class scores (sample, decoded step, class).
-        targets: index of each sample's target class, (sample,).
+        targets: index of each sample's target class, (sample,); -1 if it has none.
         decoded: index of each decoded step (from 0), (decoded step,).
     """
     first = first_stable_step(scores, targets)
@@ -53,13 +64,14 @@ def target_classes(run: Run) -> tuple[np.ndarray, bool]:
     Otherwise, the target of every sample is the top class of its final image.
 
     Returns:
-        indices of the classes, (sample,), and whether they come from the prompts.
+        indices of the classes, (sample,), and whether they come from the prompts.  The index is -1
+        where several classes have the highest score in the final image.
     """
     names = [str(name) for name in run.read("labels", "class")]
     categories = [sample.category for sample in run.samples[: run.n_stored]]
     if all(category in names for category in categories):
         return np.array([names.index(str(category)) for category in categories]), True
-    return run.read("labels", "class_score").argmax(1), False
+    return top_classes(run.read("labels", "class_score")), False
 
 
 def class_curves(run: Run) -> ClassesRecord:
@@ -72,7 +84,7 @@ def class_curves(run: Run) -> ClassesRecord:
     """
     run.progress.require_complete("labeled")
     final = run.read("labels", "class_score")
-    top = final.argmax(1)
+    top = top_classes(final)
     targets, by_prompt = target_classes(run)
     samples, settings = run.samples[: run.n_stored], run.study.bootstrap
     index, decoded = samples_in(run, STEP_IMAGES), run.read(STEP_IMAGES, "step") - 1
@@ -81,9 +93,7 @@ def class_curves(run: Run) -> ClassesRecord:
     for source in SOURCES:
         scores = run.read(f"labels_{source}", "class_score")
         shares: list[float | None] = [None] * run.open("progress").sizes["step"]
-        for step, share in zip(
-            decoded, (scores.argmax(2) == top[index, None]).mean(0), strict=True
-        ):
+        for step, share in zip(decoded, same_class(scores, top[index, None]).mean(0), strict=True):
             shares[step] = float(share)
         agreement[source] = shares
         steps = stable_steps(scores, targets[index], decoded)

@@ -9,6 +9,7 @@ import numpy as np
 from ldmprobe_core.analysis.classes.records import (
     CONFIDENT,
     PHOTOGRAPHS,
+    TIE,
     PhotographRecord,
     PhotographsRecord,
 )
@@ -16,6 +17,7 @@ from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.registry import load_labeler
 from ldmprobe_core.models.devices import pick_device
 from ldmprobe_core.models.output_checks import require_finite_labels, require_shares
+from ldmprobe_core.pipeline.labels import top_classes
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.readers.image_folder import list_images, read_image
 from ldmprobe_core.study.readers.value_types import user_path
@@ -50,7 +52,7 @@ def classify_photographs(run: Run, folder: str) -> PhotographsRecord:
     numbers = range(len(names))
     require_finite_labels("class", scores, numbers)
     require_shares("class", scores, numbers, "class probabilities")
-    top = [labeler.classes[i] for i in scores.argmax(1)]
+    top = [labeler.classes[i] if i >= 0 else TIE for i in top_classes(scores)]
     record = PhotographsRecord(
         count=len(names),
         confident=float((scores.max(1) > CONFIDENT).mean()),

@@ -12,6 +12,9 @@ CONFIDENT = 0.9
 PHOTOGRAPHS = "photographs.json"
 """File of a run with the record of classified photographs."""
 
+TIE = "(tie)"
+"""Category of a photograph in which several classes have the highest probability."""
+
 
 class _Record(BaseModel):
     """Pydantic base class of the class records; an unknown key is a validation error."""
@@ -24,7 +27,7 @@ class PhotographRecord(_Record):
 
     Attributes:
         name: name of the file.
-        category: class with the highest probability.
+        category: class with the highest probability; ``(tie)`` if several have it.
         probability: its probability.
     """
 
@@ -70,7 +73,8 @@ class ClassesRecord(_Record):
         recognition_step: by source of step images, the mean step from which the target class leads
             to the end, over the images in which it leads at the last step of that source.
         agreement: by source of step images, for each step the fraction of images whose top class is
-            that of the final image; None at steps without step images.
+            that of the final image; None at steps without step images.  Where several classes have
+            the highest probability, there is no top class, here as above.
         photographs: results on the user's photographs; None if there are none.
     """
 

@@ -351,7 +351,7 @@ def class_figure(run: Run, sample: int, target: int, from_step: float) -> Figure
     Args:
         run: run with class labels.
         sample: index of the sample.
-        target: index of the target class.
+        target: index of the target class; -1 if the sample has none.
         from_step: step from which the target class has the highest probability up to the last
             step; NaN if another class has it at the last step.
     """
@@ -361,7 +361,8 @@ def class_figure(run: Run, sample: int, target: int, from_step: float) -> Figure
     decoded = scores["trajectory"]
     # The class that leads at the last step is drawn, although others may have had larger values.
     ranked = map(int, np.argsort(-decoded.max(0)))
-    top = list(dict.fromkeys([target, int(decoded[-1].argmax()), *ranked]))[:4]
+    first = [target] if target >= 0 else []
+    top = list(dict.fromkeys([*first, int(decoded[-1].argmax()), *ranked]))[:4]
     step_images = run.read(STEP_IMAGES, "trajectory", sample=row)
     columns = np.unique(np.linspace(0, len(steps) - 1, min(8, len(steps))).round().astype(int))
     figure = Figure(figsize=(6.4, 3.4))
@@ -371,9 +372,9 @@ def class_figure(run: Run, sample: int, target: int, from_step: float) -> Figure
     colors = (PROBE_COLOR, DECODED_COLOR, *OTHER_COLORS[:2])
     for index, color in zip(top, colors, strict=False):
         axes.plot(steps, decoded[:, index], "o-", color=color, markersize=3, label=names[index])
-    clean = scores["clean"][:, target]
+    clean = scores["clean"][:, top[0]]
     axes.plot(
-        steps, clean, "--", color=PROBE_COLOR, label=f"{names[target]}, predicted clean image"
+        steps, clean, "--", color=PROBE_COLOR, label=f"{names[top[0]]}, predicted clean image"
     )
     if np.isfinite(from_step):
         axes.axvline(from_step, color="0.4", linewidth=1, linestyle=":")

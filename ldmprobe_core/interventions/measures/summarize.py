@@ -152,7 +152,7 @@ def _effect_record(
     measured = data.score.values.reshape(len(names), -1).astype(float)
     gap = measured[0] - before[0]
     defined = np.isfinite(gap)
-    same_class = data.kept.values.ravel()
+    same_class = data.kept.values[np.isfinite(data.kept.values)]
     size = float(np.mean(data["size"].values)) if "size" in data else float("nan")
     halfway = vanished = None
     if "way" in names:
@@ -173,7 +173,7 @@ def _effect_record(
         vanished=vanished,
         measures={name: bootstrap.interval(row) for name, row in zip(names, measured, strict=True)},
         outside=bootstrap.interval(data.outside.values.ravel().astype(float)),
-        kept=float(same_class.mean()) if np.isfinite(same_class).all() else None,
+        kept=float(same_class.mean()) if len(same_class) else None,
         size=size if np.isfinite(size) else None,
     )
 

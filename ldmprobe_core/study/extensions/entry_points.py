@@ -46,7 +46,7 @@ def load_entry_points(group: str, name: str, field: str) -> list[Any]:
         try:
             loaded.append(point.load())
         # The import runs code of the package, which may raise any exception.
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UserError(
                 f"{field}: {name!r} is an entry point of an installed package, and {point.value} "
                 f"cannot be imported ({type(error).__name__}: {error}). Fix: repair or uninstall "

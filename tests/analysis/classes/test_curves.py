@@ -9,6 +9,8 @@ from ldmprobe_core.analysis.classes.curves import class_curves, first_stable_ste
 from ldmprobe_core.analysis.classes.photographs import classify_photographs
 from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.labelers import tabletop
+from ldmprobe_core.labelers.registry import register_labeler
+from ldmprobe_core.pipeline.labels import top_classes
 from ldmprobe_core.study.probe_sections import LabelerSpec
 from ldmprobe_core.study.prompt_sets import CATEGORIES
 from ldmprobe_core.tabletop.render import render
@@ -23,6 +25,38 @@ def test_first_stable_step_is_the_first_from_which_a_class_leads_and_stays():
     np.testing.assert_array_equal(
         first_stable_step(scores[:, :1], np.ones(5, int)), [np.nan, 1, 1, np.nan, 1]
     )
+
+
+def test_a_class_that_ties_with_another_one_is_not_recognised():
+    a, tie = [0.9, 0.1, 0.0], [0.5, 0.5, 0.0]
+    scores = np.array([[tie, tie, tie], [a, tie, a], [a, a, tie], [a, a, a]])
+    np.testing.assert_array_equal(top_classes(scores[1]), [0, -1, 0])
+    found = first_stable_step(scores, np.zeros(4, int))
+    np.testing.assert_array_equal(found, [np.nan, 3, np.nan, 1])
+    undefined = first_stable_step(scores, np.full(4, -1))
+    assert np.isnan(undefined).all()
+
+
+@pytest.mark.parametrize("by_prompt", [True, False])
+def test_a_labeler_that_tells_no_classes_apart_recognises_nothing(tiny_study, tmp_path, by_prompt):
+    """The first class was recognised in every image, if its probability equals all others'."""
+
+    def undecided(images):
+        return np.full((len(images), 2), 0.5)
+
+    undecided.classes = ("ball", "thing")
+    register_labeler("class", "undecided")(undecided)
+    rows = [f"a {color} ball,1,{'ball' if by_prompt else ''}" for color in "abcdef"]
+    (tmp_path / "prompts.csv").write_text("\n".join(["prompt,seed,class", *rows]))
+    study = tiny_study(
+        prompts={"files": str(tmp_path / "prompts.csv"), "samples": None},
+        labels={"class": "undecided", "depth": None, "shading": None},
+    )
+    found = class_curves(carry_out(study, str(tmp_path / "runs")))
+    assert found.by_prompt == by_prompt
+    assert (found.recognized, found.recognized_clean) == (0, 0)
+    assert found.accuracy is None if not by_prompt else found.accuracy.mean == 0
+    assert {share for shares in found.agreement.values() for share in shares} <= {0, None}
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +123,8 @@ def test_class_curves_of_own_images_use_the_same_labeler(run, tmp_path, monkeypa
         assert row.category == CATEGORIES[of_picture.argmax()]
         assert row.probability == pytest.approx(of_picture.max(), rel=1e-5)
     assert class_curves(run).photographs.count == 5
+    monkeypatch.setattr(tabletop.ClassLabeler, "__call__", lambda _, images: np.full((5, 12), 0.5))
+    assert classify_photographs(run, str(tmp_path)).classes == {"(tie)": 5}
     with pytest.raises(UserError, match="there is no such folder"):
         classify_photographs(run, str(tmp_path / "none"))
     module = "ldmprobe_core.analysis.classes.photographs.load_labeler"

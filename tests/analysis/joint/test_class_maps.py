@@ -190,9 +190,10 @@ def test_declared_class_map_is_probed_by_class_and_scored_together(tiny_study, t
     assert {property_of(part).kind for part in parts} == {"mask"}
     run = carry_out(study, str(tmp_path / "runs"))
     build_report(run, {})
-    # Every image was labeled once, for all three classes, and the first one once more, alone.
+    # After one trial image, every image was labeled once, for all three classes, and the first one
+    # once more, alone.
     chosen = run.open("step_images").sizes["sample"]
-    assert sum(sys.modules["tones_of_his"].calls) == 12 + 1 + chosen * (2 + 3)
+    assert sum(sys.modules["tones_of_his"].calls) == 1 + 12 + 1 + chosen * (2 + 3)
     maps = np.stack([run.read("labels", part) for part in parts], -1)
     np.testing.assert_array_equal(maps.sum(-1), 1)
 

@@ -130,11 +130,11 @@ def test_declared_vector_is_probed_by_component_and_scored_by_direction(
     )
     run = carry_out(study, str(tmp_path / "runs"))
     build_report(run, {})
-    # Every image was labeled once, for all three components: 12 final images, of which one was
-    # labeled again alone, and the step images
-    # and predicted clean images of 3 steps.  The last step image is the final image.
+    # Beside a trial image, every image was labeled once, for all three components: 12 final images,
+    # of which one was labeled again alone, and the step images and predicted clean images of 3
+    # steps.  The last step image is the final image.
     chosen = run.open("step_images").sizes["sample"]
-    assert sum(sys.modules["slopes_of_hers"].calls) == 12 + 1 + chosen * (2 + 3)
+    assert sum(sys.modules["slopes_of_hers"].calls) == 1 + 12 + 1 + chosen * (2 + 3)
 
     record = load_summary(run).vectors["slope"]
     parts = ["slope_down", "slope_across", "slope_up"]

@@ -1,0 +1,1 @@
+"""Checks of what labelers return, and errors of their code."""

@@ -1,0 +1,209 @@
+"""Calls of labelers: checks of what they return, and errors that name the property."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from ldmprobe_core.errors import LdmprobeError, RunError, UserError
+from ldmprobe_core.labelers.base import Labeler, LabelerEntry
+from ldmprobe_core.study.probe_sections import LabelerSpec
+from ldmprobe_core.study.properties import CLASS, Property
+
+_LONGEST_CAUSE = 300
+"""Number of characters of another exception's message that a message quotes."""
+
+_CORRECTED = (
+    "correct the labeler and begin a new run (move this one away, or choose another store), or "
+    "run the study again if the cause is outside its code, such as memory"
+)
+_OTHER = "correct the labeler or its settings, or name another one"
+_AGAIN = "run the study again; if it fails again, choose another labeler"
+
+
+class LabelerError(RunError):
+    """Error for an exception of a labeler's code, which is the cause of this error."""
+
+
+class CheckedLabeler:
+    """Labeler whose results are converted to float32 and checked for type and shape.
+
+    Attributes other than those below are those of the labeler that it calls.
+
+    Args:
+        key: property of the labels, or the vector or class map, as ``labels`` of a study names it.
+        name: name of the labeler in the study.
+        labeler: function of images; ``units`` and ``classes`` may be missing.
+        record: the property, or a component of the vector or class map; None for classes.
+        is_own: whether the labeler is not part of this package.
+
+    Raises:
+        UserError: the labeler of classes has fewer than two, or two of one name.
+    """
+
+    def __init__(
+        self, key: str, name: str, labeler: Any, record: Property | None, is_own: bool
+    ) -> None:
+        self.key, self.name, self.labeler = key, name, labeler
+        self.record, self.is_own = record, is_own
+        unnamed = f"as {getattr(labeler, '__name__', type(labeler).__name__)} returns"
+        self.units = str(getattr(labeler, "units", unnamed))
+        classes = getattr(labeler, "classes", None)
+        self.classes = () if classes is None else tuple(map(str, classes))
+        if key == CLASS:
+            _require_classes(name, self.classes)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.labeler, name)
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Compute float32 labels of images: (n, y, x), (n, y, x, component), (n,) or (n, class).
+
+        Args:
+            images: (n, y, x, rgb) uint8.
+
+        Raises:
+            LabelerError: the labeler raised an exception.
+            UserError: the labeler's result is not numeric, or has another shape.
+        """
+        remedy = _CORRECTED if self.is_own else _AGAIN
+        with named_errors(self.key, self.name, LabelerError, remedy):
+            result = self.labeler(images)
+        return self._labels(result, images)
+
+    def try_on(self, images: np.ndarray) -> None:
+        """Call the labeler on images that belong to no run, and check the type and shape of labels.
+
+        Raises:
+            UserError: the labeler raised an exception, or its result is not usable.
+        """
+        with named_errors(self.key, self.name, UserError, _OTHER, "failed on a trial image"):
+            result = self.labeler(images)
+        self._labels(result, images)
+
+    def _labels(self, result: Any, images: np.ndarray) -> np.ndarray:
+        """Convert the labeler's result for images to float32 labels.
+
+        Raises:
+            UserError: the result is not numeric, or has another shape.
+        """
+        expected = self._label_shape(images)
+        try:
+            # A labeler of the user may return an array that its next call fills again.
+            labels = _real_numbers(result, copy=self.is_own)
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"labels.{self.key}: the labeler {self.name!r} returned {type(result).__name__}, "
+                f"not an array of numbers. Fix: return an array of shape {expected}"
+            ) from error
+        if labels.shape != expected:
+            raise UserError(
+                f"labels.{self.key}: the labeler {self.name!r} returned shape {labels.shape} for "
+                f"images of shape {images.shape}. Fix: return shape {expected}: per image a map "
+                "(y, x), a vector map (y, x, component), one number, or a probability of each "
+                "class in the attribute `classes`"
+            )
+        return labels
+
+    def _label_shape(self, images: np.ndarray) -> tuple[int, ...]:
+        """Return the shape that the labels of images (n, y, x, rgb) must have."""
+        if self.key == CLASS:
+            return len(images), len(self.classes)
+        if self.record is not None and self.record.kind == "number":
+            return (len(images),)
+        component = None if self.record is None else self.record.component
+        is_vector = component is not None and component.joint == "vector"
+        return (*images.shape[:3], component.size) if component and is_vector else images.shape[:3]
+
+
+def _require_classes(name: str, classes: tuple[str, ...]) -> None:
+    """Check that a labeler tells at least two classes apart, each by a name of its own."""
+    repeated = [one for one in dict.fromkeys(classes) if classes.count(one) > 1]
+    if repeated:
+        raise UserError(
+            f"labels.{CLASS}: the labeler {name!r} has several classes named {repeated[0]!r:.60}. "
+            "Fix: give each class in its attribute `classes` a name of its own"
+        )
+    if len(classes) < 2:
+        raise UserError(
+            f"labels.{CLASS}: the labeler {name!r} tells {len(classes)} classes apart. Fix: list "
+            "at least two names in its attribute `classes`, one for each probability that it "
+            "returns"
+        )
+
+
+def _real_numbers(result: Any, copy: bool) -> np.ndarray:
+    """Convert a labeler's result to float32.
+
+    Masked values become NaN, which is refused where labels are written.
+
+    Args:
+        result: what the labeler returned.
+        copy: whether to copy an array that is float32 already.
+
+    Raises:
+        TypeError, ValueError: the result is not an array of real numbers, such as one of complex
+            numbers or dates, of which NumPy would keep a part.
+    """
+    detach = getattr(result, "detach", None)
+    values = np.ma.asanyarray(result if detach is None else detach().cpu())
+    if values.dtype.kind == "O":
+        values = values.astype(np.float32)
+    if values.dtype.kind not in "biuf":
+        raise TypeError(f"values of type {values.dtype} are not real numbers")
+    return np.ma.filled(values.astype(np.float32, copy=copy), np.nan)
+
+
+@contextmanager
+def named_errors(
+    key: str, name: str, kind: type[LdmprobeError], remedy: str, failure: str = "failed"
+) -> Iterator[None]:
+    """Context manager that turns exceptions of a labeler's code into errors of one line.
+
+    A labeler may be code of the user, which may raise any exception.  `SystemExit` is one of them:
+    it would end the command with the exit code of success.
+
+    Args:
+        key: property of the labels, or the vector or class map, as ``labels`` of a study names it.
+        name: name of the labeler in the study.
+        kind: class of the error that is raised.
+        remedy: what to do, for the message; unless the exception's own message has a remedy.
+        failure: what the labeler did, for the message.
+    """
+    try:
+        yield
+    except LdmprobeError as error:
+        if str(error).startswith("labels."):
+            raise
+        named = UserError if isinstance(error, UserError) else RunError
+        raise named(f"labels.{key} is {name!r}: {error}") from error
+    except (Exception, SystemExit) as error:
+        # The command line prints errors as one line.
+        cause = f"{type(error).__name__}: {' '.join(str(error).split()):.{_LONGEST_CAUSE}}"
+        raise kind(
+            f"labels.{key}: the labeler {name!r} {failure} ({cause.rstrip(': ')}). Fix: {remedy}"
+        ) from error
+
+
+def load_checked(
+    entry: LabelerEntry, key: str, spec: LabelerSpec, device: torch.device, record: Property | None
+) -> Labeler:
+    """Load a labeler from its entry, and check whatever it returns.
+
+    Args:
+        entry: registry entry of the labeler.
+        key, record: see `CheckedLabeler`.
+        spec: settings of the labeler.
+        device: device to load it onto.
+
+    Raises:
+        UserError: its package or weights are missing.
+        LabelerError: its code raised an exception.
+    """
+    with named_errors(key, spec.name, LabelerError, _OTHER, "cannot be loaded"):
+        labeler = entry.load(spec, device)
+    return CheckedLabeler(key, spec.name, labeler, record, entry.is_own)
