@@ -133,7 +133,12 @@ class StudyPlan:
     @cached_property
     def memory(self) -> dict[str, int]:
         """Expected peak memory in bytes of a worker that generates and labels images, by use."""
-        return self.worker.of_batch(self.study.sampling.batch)
+        return self.worker.of_batch(self.largest_batch)
+
+    @property
+    def largest_batch(self) -> int:
+        """Largest number of images that a worker generates at once."""
+        return min(self.study.sampling.batch, self.count)
 
     @property
     def bytes(self) -> int:
