@@ -173,8 +173,8 @@ def unknown_word_notes(samples: Sequence[Sample], record: ModelRecord) -> tuple[
     named = ", ".join(map(repr, words[:_MAX_WORDS]))
     more = f" and {len(words) - _MAX_WORDS} more" if len(words) > _MAX_WORDS else ""
     return (
-        f"{len(affected)} of {len(prompts)} prompts have words that the model was not trained on, "
-        f"so that their images may not show them: {named}{more}",
+        f"{len(affected)} of {len(prompts)} prompts have words or symbols that the model was not "
+        f"trained on, so that their images may not show them: {named}{more}",
     )
 
 

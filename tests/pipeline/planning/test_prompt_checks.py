@@ -141,7 +141,7 @@ def test_plan_names_words_that_the_model_was_not_trained_on():
     items = ["a red car on a gray floor", "a zebra on a gray floor", "a lemon in the rain, a zebra"]
     notes = plan_study(parse_study({"prompts": {"items": items}})).notes
     (note,) = (note for note in notes if "words" in note)
-    assert note.startswith("2 of 3 prompts have words that the model was not trained on")
+    assert note.startswith("2 of 3 prompts have words or symbols that the model was not trained on")
     assert note.endswith("'zebra', 'in', 'the', 'rain'")
     assert plan_study(parse_study({"prompts": {"samples": 60}})).notes == ()
 
