@@ -47,6 +47,7 @@ from ldmprobe_core.storage.proxies import bypass_proxies_for_loopback
 from tasks.display import activity
 
 if TYPE_CHECKING:
+    from ldmprobe_core.storage.run import Run
     from ldmprobe_core.storage.verify import Repair
 
 app = typer.Typer(
@@ -92,11 +93,11 @@ def run(
 
         if target.location.has("summary.json"):
             check_fingerprints(target, plan.study)
+            summary = load_summary(target)
             console.print(
                 f"{target.url} is finished already; these are its results.\n",
                 highlight=False, soft_wrap=True,
             )  # fmt: skip
-            summary = load_summary(target)
         else:
             require_ready(plan, target)
             with plan.in_use():
@@ -196,7 +197,7 @@ def verify(
         ),
     ] = False,
 ) -> None:
-    """Read every chunk of a run, and list those that are missing or differ from their checksum."""
+    """Read every chunk and the summaries of a run, and list what is missing or damaged."""
     from ldmprobe_core.storage.lease import hold_lease
     from ldmprobe_core.storage.lifecycle.reading import reading
     from ldmprobe_core.storage.run import Run
@@ -215,6 +216,7 @@ def verify(
             )
         if not damage:
             console.print("every chunk is as it was written", highlight=False)
+            _check_summaries(target)
             return
         if lease is None:
             raise RunError(
@@ -229,6 +231,24 @@ def verify(
         )
     for sentence in _repair_sentences(repair):
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
+
+def _check_summaries(run: Run) -> None:
+    """Check that the summaries of a run and its interventions can be read, as far as it has them.
+
+    Raises:
+        RunError: a summary is damaged; the message says which command writes it again.
+    """
+    from ldmprobe_core.analysis.records import load_summary
+    from ldmprobe_core.interventions.results import (
+        completed_interventions,
+        read_intervention_summary,
+    )
+
+    if run.location.has("summary.json"):
+        load_summary(run)
+    for name in completed_interventions(run):
+        read_intervention_summary(run, name)
 
 
 def _repair_sentences(repair: Repair) -> list[str]:

@@ -196,7 +196,8 @@ def _run_study(study: Study, store: str, progress: bool) -> Run:
     from ldmprobe_core.analysis.records import peak_records
     from ldmprobe_core.analysis.report.build import build_report
     from ldmprobe_core.pipeline.planning.memory import planned_bytes
-    from ldmprobe_core.pipeline.planning.plan import check_store, plan_study
+    from ldmprobe_core.pipeline.planning.plan import plan_study
+    from ldmprobe_core.pipeline.planning.store_checks import check_store
     from ldmprobe_core.pipeline.prepare import check_fingerprints, prepare_run, run_in
     from ldmprobe_core.storage.lease import hold_lease
 

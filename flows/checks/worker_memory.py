@@ -104,7 +104,7 @@ def memory_problems(plan: StudyPlan) -> tuple[str, ...]:
 
 def _machine_problem(plan: StudyPlan, device: str) -> str | None:
     """Return a message if all workers together need more memory than this machine has."""
-    execution, batch = plan.study.execution, plan.study.sampling.batch
+    execution, batch = plan.study.execution, plan.largest_batch
     workers = execution.workers if execution.runner == "dask" or device == "cpu" else 1
     need, machine = _host_bytes(plan, device, workers, batch), machine_memory()
     if need <= machine:
@@ -123,7 +123,8 @@ def _machine_problem(plan: StudyPlan, device: str) -> str | None:
     remedies.append("name fewer capture.layers")
     return (
         f"sampling.batch: {workers} {'workers need' if workers > 1 else 'worker needs'} about "
-        f"{_gb(need)} of memory, and this machine has {_gb(machine)} ({batch}). Fix: "
+        f"{_gb(need)} of memory, and this machine has {_gb(machine)} "
+        f"({plan.study.sampling.batch}). Fix: "
         f"{', or '.join(remedies)}"
     )
 

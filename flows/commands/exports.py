@@ -10,7 +10,8 @@ from flows.checks.finished_run import RunArgument, finished_run
 from flows.commands.results import write
 
 Target = Annotated[
-    str, typer.Option("--to", help="file to write: .csv, .parquet, or .tex for the main table")
+    str,
+    typer.Option("--to", help="local file to write: .csv, .parquet, or .tex for the main table"),
 ]
 StoreArgument = Annotated[str, typer.Argument(help="folder or s3://bucket/prefix that holds runs")]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -23,7 +22,7 @@ from flows.commands.tables import print_missing
 Study = Annotated[str, typer.Argument(help="a YAML file, or the name of a built-in study")]
 To = Annotated[
     str | None,
-    typer.Option("--to", help="folder for the caches; by default the usual caches"),
+    typer.Option("--to", help="local folder for the caches; by default the usual caches"),
 ]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="override a key, such as model.source=owner/name")
@@ -34,7 +33,9 @@ def fetch(study: Study, to: To = None, set_: Overrides = None) -> None:
     """Download a study's model, labelers and the paper's prompt files; `run` then works offline."""
     variables = {}
     if to is not None:
-        folder = Path(to).expanduser().absolute()
+        from ldmprobe_core.study.readers.value_types import local_path
+
+        folder = local_path(to, "--to").absolute()
         variables = {"HF_HUB_CACHE": str(folder / "hub"), "TORCH_HOME": str(folder / "torch")}
         # Set the variables before the imports below, at which the libraries read them.
         os.environ.update(variables)

@@ -48,6 +48,7 @@ def list_(store: StoreArgument = "runs") -> None:
 
 def watch(run: RunArgument) -> None:
     """Show the progress of a run that another process carries out, until that ends."""
+    from ldmprobe_core.analysis.records import load_summary
     from ldmprobe_core.storage.run import Run
 
     watched = Run(run)
@@ -61,6 +62,7 @@ def watch(run: RunArgument) -> None:
             _show(shown, unit_counts(watched), first, time.monotonic() - since)
             time.sleep(LOOK_EVERY_S)
     if watched.location.has("summary.json"):
+        load_summary(watched)  # Raises if the file is damaged, so that no results can be printed.
         console.print(f"{watched.url} is finished: ldmprobe show prints its results",
                       highlight=False, soft_wrap=True)  # fmt: skip
         return

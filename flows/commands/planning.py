@@ -122,7 +122,7 @@ def require_ready(plan: StudyPlan, run: Run) -> None:
         UserError: something is missing, or the store cannot hold the run.
     """
     from ldmprobe_core.pipeline.environments import change_notes
-    from ldmprobe_core.pipeline.planning.plan import check_store
+    from ldmprobe_core.pipeline.planning.store_checks import check_store
     from ldmprobe_core.pipeline.prepare import notes_on_new_run
 
     _require_complete(plan)

@@ -21,7 +21,7 @@ from ldmprobe_core.analysis.report.text import (
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.layers import short_layer
-from ldmprobe_core.study.readers.value_types import user_path
+from ldmprobe_core.study.readers.value_types import local_path
 
 _ESCAPES = str.maketrans(
     {
@@ -47,13 +47,13 @@ def export_run_scores(run: Run, path: str | Path) -> None:
             metric, kind and condition (see `COLUMNS`); ``.tex`` has the table of `latex_table`.
 
     Raises:
-        UserError: the suffix is another one, the folder does not exist, the run is not finished,
-            Parquet is asked for without the package pyarrow, or the file cannot be written; a
-            former file then stays as it was.
+        UserError: the path is an address such as ``s3://bucket/file``, the suffix is another one,
+            the folder does not exist, the run is not finished, Parquet is asked for without the
+            package pyarrow, or the file cannot be written; a former file then stays as it was.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise UserError(f"path: {path!r:.60} is not a path. Fix: give the path of a file")
-    target = user_path(os.fspath(path))
+    target = local_path(os.fspath(path), "path")
     if target.suffix not in (".csv", ".parquet", ".tex"):
         raise UserError(
             f"path: scores cannot be exported to a file with this suffix ({target.name}). Fix: end "

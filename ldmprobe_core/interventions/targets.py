@@ -32,16 +32,19 @@ def require_aim(target: Target, labels: np.ndarray, maps: np.ndarray) -> None:
         maps: target maps of the same samples, likewise.
 
     Raises:
-        UserError: in every sample, the target is the label itself or has one value at all pixels,
-            so that no edit could be seen to lead to it.
+        UserError: in every sample, the target is the label itself, or the label shifted by less
+            than half a pixel, or has one value at all pixels, so that no edit could be seen to lead
+            to it.
     """
-    same = (maps == labels).all((1, 2))
+    tiny = target.is_shift_below(0.5, labels.shape[1:])
+    same = (maps == labels).all((1, 2)) | tiny
     constant = (maps == maps[:, :1, :1]).all((1, 2))
     if not (same | constant).all():
         return
     problem, remedy = "is the same at all pixels", "less"
     if same.any():
-        problem, remedy = "is the sample's own label", "more"
+        moved = ", moved by less than half a pixel" if tiny and (target.dx or target.dy) else ""
+        problem, remedy = f"is the sample's own label{moved}", "more"
     raise UserError(
         f"targets: in each of the {len(maps)} samples the target {problem} ({target}). Fix: choose "
         f"a target that changes the map {remedy}, or other samples"
@@ -91,6 +94,17 @@ class Target(BaseModel):
                 "dx, dy, scale, mirror, tilt and stretch."
             )
         return self
+
+    def is_shift_below(self, limit: float, shape: tuple[int, ...]) -> bool:
+        """Return whether the target only shifts maps, by less than a number of pixels each way.
+
+        Args:
+            limit: number of pixels.
+            shape: height and width of the maps.
+        """
+        height, width = shape
+        only_shift = Target(dx=self.dx, dy=self.dy) == self
+        return only_shift and max(abs(self.dy) * height, abs(self.dx) * width) < limit
 
     def __str__(self) -> str:
         """Return a short name of the target, such as ``shift 0.2, 0``."""
@@ -178,7 +192,8 @@ def target_map(label: np.ndarray, target: Target) -> np.ndarray:
         np.diag(matrix),
         offset,
         order=0 if mask else 1,
-        mode="constant" if mask else "nearest",
+        # The mode "constant" would blank a pixel as soon as its centre is outside, by any fraction.
+        mode="grid-constant" if mask else "nearest",
         cval=0.0,
     )
     if mask:

@@ -15,7 +15,8 @@ from ldmprobe_core.models.timesteps import log_snr
 from ldmprobe_core.pipeline.environments import versions
 from ldmprobe_core.pipeline.model_cache import get_labelers, model_access
 from ldmprobe_core.pipeline.planning.labeler_sizes import wide_properties
-from ldmprobe_core.pipeline.planning.plan import StudyPlan, check_store, plan_of
+from ldmprobe_core.pipeline.planning.plan import StudyPlan, plan_of
+from ldmprobe_core.pipeline.planning.store_checks import check_store
 from ldmprobe_core.storage.filesystem import Location
 from ldmprobe_core.storage.probe_schema import RunShape
 from ldmprobe_core.storage.run import Run

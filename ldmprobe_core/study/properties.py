@@ -216,7 +216,11 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 PROPERTIES: dict[str, Property] = {}
 """Registered properties by name."""
 
-_RESERVED = {CLASS, "classes", "threshold", "maps", "labeler", "count"}
+_RESERVED = {
+    CLASS, "classes", "threshold", "maps", "labeler",
+    "accumulator", "buffer", "class_score", "count", "sample", "step", "timestep", "x", "y",
+}  # fmt: skip
+"""Keys of ``labels``, and names of dimensions and arrays beside a property's arrays in a run."""
 
 
 def _bytes_of(record: Property) -> tuple[object, ...]:

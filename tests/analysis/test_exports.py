@@ -107,6 +107,19 @@ def test_what_is_no_path_is_refused(finished_run, path):
         lp.open_run(finished_run.url).export_scores(path)
 
 
+@pytest.mark.parametrize("address", ["s3://bucket/scores.csv", "gs://bucket/scores.tex"])
+def test_an_address_is_no_path(finished_run, tmp_path, monkeypatch, address):
+    monkeypatch.chdir(tmp_path)
+    for path in (address, Path(address)):
+        with pytest.raises(
+            UserError, match=rf"path: '{address[:4]}.* is no local path\. Fix: give"
+        ):
+            lp.open_run(finished_run.url).export_scores(path)
+    (tmp_path / "a:").mkdir()
+    lp.open_run(finished_run.url).export_scores("a:/scores.csv")
+    assert (tmp_path / "a:/scores.csv").is_file()
+
+
 def test_a_path_below_the_home_folder_is_read_as_a_shell_does(finished_run, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     lp.open_run(finished_run.url).export_scores("~/scores.csv")

@@ -177,7 +177,7 @@ def test_run_refuses_a_disk_that_is_too_small(complain, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 10**6, 10**6))
     code, said, _ = complain("run", "tabletop", "--store", str(tmp_path / "runs"))
     assert code == 1
-    assert "0.0 GB free" in said
+    assert "1.0 MB free" in said
     assert "prompts.samples" in said
 
 

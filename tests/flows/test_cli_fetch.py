@@ -7,6 +7,9 @@ from pathlib import Path
 
 import yaml
 from hub_server import hub_server
+from typer.testing import CliRunner
+
+from flows import cli
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,3 +39,9 @@ def test_fetch_brings_a_study_into_a_folder_and_names_its_variables(tiny_model, 
     hint = f"HF_HUB_CACHE={tmp_path}/weights/hub TORCH_HOME={tmp_path}/weights/torch ldmprobe run"
     assert f"Everything is here: {hint} tiny.yaml" in result.stdout
     assert (tmp_path / "weights/hub/models--tiny--model/snapshots").is_dir()
+
+
+def test_fetch_refuses_a_bucket():
+    result = CliRunner().invoke(cli.app, ["fetch", "tabletop", "--to", "s3://bucket/weights"])
+    assert result.exit_code == 1
+    assert "--to: 's3://bucket/weights' is no local path. Fix: " in str(result.exception)

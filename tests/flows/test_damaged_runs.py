@@ -67,6 +67,33 @@ def test_command_on_a_damaged_file_is_one_sentence(copy, command, capfd, monkeyp
             path.write_bytes(content)
 
 
+@pytest.mark.parametrize("command", ["verify", "watch", "run"])
+@pytest.mark.parametrize("harm", sorted(HARMS.keys() - {"missing"}))
+def test_command_names_a_damaged_summary(copy, command, harm, capfd, monkeypatch, tmp_path):
+    HARMS[harm](copy / "summary.json")
+    (tmp_path / "study.yaml").write_text((copy / "study.json").read_text())
+    words = ["run", f"{tmp_path}/study.yaml", "--store", str(tmp_path)]
+    words = words if command == "run" else [command, str(copy)]
+    monkeypatch.setattr(sys, "argv", ["ldmprobe", *words])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    captured = capfd.readouterr()
+    assert stop.value.code == 3
+    assert f"{copy}: summary.json is unreadable (" in captured.err
+    assert f"Fix: `ldmprobe report {copy}` writes it again" in captured.err
+    assert "finished" not in captured.out
+
+
+def test_verify_names_a_damaged_summary_of_an_intervention(copy, capfd, monkeypatch):
+    (copy / "edits/depth-1").mkdir(parents=True)
+    (copy / "edits/depth-1/summary.json").write_text("[]")
+    monkeypatch.setattr(sys, "argv", ["ldmprobe", "verify", str(copy)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 3
+    assert "edits/depth-1/summary.json is unreadable (" in capfd.readouterr().err
+
+
 def test_verify_redo_leaves_a_run_alone_on_which_a_flow_works(copy, capfd, monkeypatch):
     """The flow would write its summary after a unit was marked as not complete."""
     (copy / "labels/depth/c/0/0/0").unlink()

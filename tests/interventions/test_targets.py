@@ -47,7 +47,8 @@ def test_target_map_mirror_and_scale():
 @pytest.mark.parametrize(
     ("dx", "words"),
     [
-        (0.01, r"the target is the sample's own label .shift 0\.01, 0.*more"),
+        (0.01, r"the sample's own label, moved by less than .* .shift 0\.01, 0.*more"),
+        (0, r"the target is the sample's own label .shift 0, 0.*more"),
         (0.875, "the same at all"),
     ],
 )
@@ -60,6 +61,27 @@ def test_require_aim_refuses_targets_that_no_edit_can_lead_to(dx, words):
     labels[1, 2:5, 0] = True  # this part is still in the image after a shift by 14 pixels
     moved = np.stack([target_map(label, Target(dx=0.875)) for label in labels])
     require_aim(Target(dx=0.875), labels, moved)
+
+
+@pytest.mark.parametrize("dx", [0.03, -0.03])
+@pytest.mark.parametrize("dtype", [bool, np.float32])
+def test_require_aim_refuses_a_shift_by_less_than_half_a_pixel(dtype, dx):
+    labels = (np.random.default_rng(5).random((2, 8, 16)) > 0.5).astype(dtype)
+    for target, refused in ((Target(dx=dx), True), (Target(dx=dx, mirror=True), False)):
+        maps = np.stack([target_map(label, target) for label in labels])
+        if refused:
+            with pytest.raises(UserError, match=r"own label, moved by less than half a pixel \("):
+                require_aim(target, labels, maps)
+        else:
+            require_aim(target, labels, maps)
+
+
+def test_target_map_shifts_masks_by_whole_pixels_at_the_border_too():
+    mask = np.ones((4, 16), bool)
+    # 16 dx is 1.3 and 0.3 pixels, which round to 1 and 0.
+    for dx, lost in ((1.3 / 16, 1), (-1.3 / 16, 1), (0.3 / 16, 0), (-0.3 / 16, 0)):
+        assert (~target_map(mask, Target(dx=dx))).sum() == 4 * lost
+        assert (~target_map(mask.T, Target(dy=dx))).sum() == 4 * lost
 
 
 def test_target_map_from_a_file(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from ldmprobe_core.models.sources.file import is_file
 from ldmprobe_core.pipeline.fetching.failures import fetch_failures
 from ldmprobe_core.pipeline.fetching.hub import list_hub_file, list_repository
 from ldmprobe_core.pipeline.fetching.urls import find_url
+from ldmprobe_core.pipeline.planning.store_checks import require_space
 from ldmprobe_core.study.probe_sections import LabelerSpec
 from ldmprobe_core.study.readers.hub_cache import HubRepository, PublishedFile, PublishedSource
 from ldmprobe_core.study.readers.value_types import user_path
@@ -142,12 +142,6 @@ def prepare_fetch(study: Study, paper_files: Mapping[str, str] = PAPER_FILES) ->
 
 def _require_space(size: int) -> None:
     """Check that the disk of the Hugging Face cache has room for a number of bytes."""
-    folder = Path(constants.HF_HUB_CACHE).absolute()
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if size > free:
-        raise UserError(
-            f"HF_HUB_CACHE: {folder} has {free / 1e9:.1f} GB free and the files need "
-            f"{size / 1e9:.1f} GB. Fix: free space, or fetch into a folder on another disk"
-        )
+    folder = constants.HF_HUB_CACHE
+    remedy = "free space, or fetch into a folder on another disk"
+    require_space(Path(folder), size, f"HF_HUB_CACHE: {folder}", "the files need", remedy)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -43,7 +42,6 @@ from ldmprobe_core.pipeline.planning.sizes import (
     stored_samples,
     sum_bytes,
 )
-from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.batching import BUFFERS
 from ldmprobe_core.study.layers import (
     CLEAN_PIXELS,
@@ -135,7 +133,12 @@ class StudyPlan:
     @cached_property
     def memory(self) -> dict[str, int]:
         """Expected peak memory in bytes of a worker that generates and labels images, by use."""
-        return self.worker.of_batch(self.study.sampling.batch)
+        return self.worker.of_batch(self.largest_batch)
+
+    @property
+    def largest_batch(self) -> int:
+        """Largest number of images that a worker generates at once."""
+        return min(self.study.sampling.batch, self.count)
 
     @property
     def bytes(self) -> int:
@@ -367,28 +370,3 @@ def _source_image_notes(study: Study, size: tuple[int, int]) -> tuple[str, ...]:
                 "capture.keep to activations"
             )
     return check.notes
-
-
-def check_store(plan: StudyPlan, run: Run) -> None:
-    """Check that a store is writable, and that a local disk has enough space for a new run.
-
-    Args:
-        plan: plan with the expected size of the run.
-        run: the study's run, which need not exist yet.
-
-    Raises:
-        UserError: the store is not writable, or the disk is too small.
-    """
-    run.location.require_writable()
-    if run.location.remote or run.exists:
-        return
-    folder = Path(run.url).absolute()
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if plan.bytes > free:
-        raise UserError(
-            f"store {run.url!r} has {free / 1e9:.1f} GB free and the study needs about "
-            f"{plan.bytes / 1e9:.1f} GB. Fix: lower prompts.samples, name fewer capture.layers, or "
-            "choose another store"
-        )

@@ -57,10 +57,20 @@ def check_samples(samples: Sequence[Sample], tokenize: PromptTokenizer) -> tuple
         if first.split != sample.split:
             raise UserError(
                 f"{_name(sample)}: the tokenizers read this as the same prompt as {_name(first)}, "
-                f"but they are in the splits {sample.split} and {first.split}. Fix: put both into "
-                "one split."
+                f"but they are in the splits {sample.split} and {first.split}. Fix: "
+                f"{_remedy_of_leak(sample)}."
             )
     return _cut_notes(tokens, tokenize.lengths)
+
+
+def _remedy_of_leak(sample: Sample) -> str:
+    """Return the remedy for a prompt that is in two splits, which depends on its source."""
+    alike = "write both prompts alike, or so that they differ in what the model reads"
+    if not sample.origin:
+        return "give prompts.items or prompts.files in place of this set"
+    if sample.origin.startswith("prompts.items"):
+        return alike
+    return f"put both into one split of prompts.files, or {alike}"
 
 
 def _cut_notes(tokens: dict[str, PromptTokens], lengths: dict[str, int]) -> tuple[str, ...]:
@@ -163,8 +173,8 @@ def unknown_word_notes(samples: Sequence[Sample], record: ModelRecord) -> tuple[
     named = ", ".join(map(repr, words[:_MAX_WORDS]))
     more = f" and {len(words) - _MAX_WORDS} more" if len(words) > _MAX_WORDS else ""
     return (
-        f"{len(affected)} of {len(prompts)} prompts have words that the model was not trained on, "
-        f"so that their images may not show them: {named}{more}",
+        f"{len(affected)} of {len(prompts)} prompts have words or symbols that the model was not "
+        f"trained on, so that their images may not show them: {named}{more}",
     )
 
 

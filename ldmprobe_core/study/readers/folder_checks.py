@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from ldmprobe_core.study.readers.image_folder import (
     require_same_aspect,
     resize_map,
 )
-from ldmprobe_core.study.readers.map_files import MAP_SUFFIXES, load_map
+from ldmprobe_core.study.readers.map_files import MAP_SUFFIXES, load_map, map_words
 from ldmprobe_core.study.readers.map_notes import (
     MapFacts,
     comparison_notes,
@@ -202,16 +203,8 @@ def _check_names(folder: Path, props: Collection[str]) -> list[str]:
         )
     if orphans:
         notes.append(f"images.folder: maps without a source image are not read: {listed(orphans)}")
-    endings = [f"{mark}{prop}" for prop in props for mark in "_-"]
-    mistaken = [
-        path.name
-        for path in files
-        if path.stem in stems
-        and any(
-            path.stem.endswith(ending) and path.stem.removesuffix(ending) in stems
-            for ending in endings
-        )
-    ]
+    possible = _possible_maps(stems, props)
+    mistaken = [path.name for path in files if path.stem in possible and is_picture(path, props)]
     if mistaken:
         notes.append(
             "images.folder: files that may be maps are taken as source images, since the name of a "
@@ -225,6 +218,20 @@ def _check_names(folder: Path, props: Collection[str]) -> list[str]:
             f"source images of their own: {listed(beside)}"
         )
     return notes
+
+
+def _possible_maps(stems: Collection[str], props: Collection[str]) -> set[str]:
+    """Return names such as a_mask, mask-a, a_normal and "a depth map", beside a source image a.
+
+    A word alone marks no map, since an image may show a mask or a label.
+    """
+    words = "|".join(re.escape(word.removesuffix("s")) for word in map_words(props))
+    word = f"(?:{words})s?(?:[-_ ]?maps?)?"
+    pattern = re.compile(f"(?P<before>.+)[-_ ]{word}|{word}[-_ ](?P<after>.+)", re.IGNORECASE)
+    matches = ((stem, pattern.fullmatch(stem)) for stem in stems)
+    return {
+        stem for stem, match in matches if match and (match["before"] or match["after"]) in stems
+    }
 
 
 @lru_cache(maxsize=1 << 16)

@@ -23,18 +23,13 @@ import numpy as np
 from PIL import Image
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.study.properties import PROPERTIES, property_of
+from ldmprobe_core.study.properties import property_of
 from ldmprobe_core.study.readers.image_files import image_size, open_rgb
-from ldmprobe_core.study.readers.map_files import MAP_SUFFIXES, LoadedMap, load_map
+from ldmprobe_core.study.readers.map_files import MAP_SUFFIXES, LoadedMap, load_map, map_words
 from ldmprobe_core.study.readers.value_types import user_path
 from ldmprobe_core.study.sections import Images
 
 _PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
-_MAP_WORDS = (
-    "mask", "matte", "alpha", "segmentation", "label", "labels", "normals", "disparity",
-    "depthmap", "albedo", "reflectance",
-)  # fmt: skip
-"""Usual names of maps, beside those of properties."""
 _MIN_SIMILARITY = 0.8
 """Smallest ratio of `difflib` at which a word is a misspelled one; 0.8 is two letters swapped."""
 
@@ -140,8 +135,7 @@ def _require_no_unknown_maps(folder: Path, names: list[str], props: Collection[s
     Raises:
         UserError: an image has the name of a map, or one that is similar.
     """
-    vectors = [one.component.vector for one in PROPERTIES.values() if one.component]
-    known = {*props, *_MAP_WORDS, *PROPERTIES, *vectors}
+    known = map_words(props)
     for name, other, word in images_beside(folder, names, props):
         if not get_close_matches(word.lower(), known, 1, _MIN_SIMILARITY):
             continue

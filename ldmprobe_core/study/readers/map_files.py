@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.study.properties import MapFormat, property_of
+from ldmprobe_core.study.properties import PROPERTIES, MapFormat, property_of
 from ldmprobe_core.study.readers.image_files import (
     explained_decoding,
     require_all_pixels,
@@ -20,6 +21,11 @@ from ldmprobe_core.study.readers.image_files import (
 
 MAP_SUFFIXES = (".npy", ".png", ".tif", ".tiff", ".exr")
 """Suffixes of file names that mark map files, in lowercase."""
+_MAP_WORDS = (
+    "mask", "matte", "alpha", "segmentation", "label", "labels", "normals", "disparity",
+    "depthmap", "albedo", "reflectance",
+)  # fmt: skip
+"""Usual names of maps, beside those of properties."""
 
 _FORMATS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF"}
 _ALPHA_MODES = {"RGBA", "LA", "PA", "RGBa", "La"}
@@ -31,6 +37,12 @@ _BITS_PER_SAMPLE = 258
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
 _MAX_NAMED = 6
 """Largest number of distinct mask values that one message lists."""
+
+
+def map_words(props: Collection[str]) -> set[str]:
+    """Return the words that name a map in file names: properties, vectors and usual names."""
+    vectors = [one.component.vector for one in PROPERTIES.values() if one.component]
+    return {*props, *_MAP_WORDS, *PROPERTIES, *vectors}
 
 
 @dataclass(frozen=True)

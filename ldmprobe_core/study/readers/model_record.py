@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,10 @@ _FEW_STEPS: dict[str, dict[str, Any]] = {
 _DEFAULTED = ("scheduler", "steps", "guidance")
 
 
+_WORD_OR_SIGNS = r"[^\W_]+(?:['\N{RIGHT SINGLE QUOTATION MARK}-][^\W_]+)*|[^\w\s]+"
+"""Pattern of a word, which may have hyphens and apostrophes, or of the signs between two words."""
+
+
 class ModelRecord(Section):
     """Content of ``ldmprobe.json`` in a model folder.
 
@@ -65,11 +70,23 @@ class ModelRecord(Section):
         return value
 
     def unknown_words(self, text: str) -> tuple[str, ...]:
-        """Return the distinct words of a text, in lowercase, on which the model was not trained."""
+        """Return the distinct words of a text, in lowercase, on which the model was not trained.
+
+        Symbols, such as emoji, + and $, count as words, and punctuation does not.
+        """
         if not self.words:
             return ()
-        words = re.findall(r"[^\W_]+(?:['\N{RIGHT SINGLE QUOTATION MARK}-][^\W_]+)*", text.lower())
-        return tuple(word for word in dict.fromkeys(words) if word not in self.words)
+        words = (_without_punctuation(word) for word in re.findall(_WORD_OR_SIGNS, text.lower()))
+        return tuple(word for word in dict.fromkeys(words) if word and word not in self.words)
+
+
+def _without_punctuation(word: str) -> str:
+    """Return a word as it is, and of signs beside words the symbols alone, if there are any."""
+    if word[0].isalnum():
+        return word
+    categories = {sign: unicodedata.category(sign)[0] for sign in word}
+    signs = "".join(sign for sign in word if categories[sign] != "P")
+    return signs if "S" in categories.values() else ""
 
 
 def read_model_record(source: str, revision: str | None = None) -> ModelRecord:

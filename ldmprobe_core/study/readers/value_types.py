@@ -65,6 +65,24 @@ def user_path(text: str) -> Path:
     return Path(os.path.expanduser(text))
 
 
+def local_path(text: str, field: str) -> Path:
+    """Return the path of a local file or folder to write; ``~`` is the home folder.
+
+    Args:
+        text: the path.
+        field: name of the setting that gives it, for messages.
+
+    Raises:
+        UserError: it is an address such as ``s3://bucket/file``.
+    """
+    # `Path` removes the second slash of an address.
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
+        raise UserError(
+            f"{field}: {text!r:.80} is no local path. Fix: give one, and copy what is written there"
+        )
+    return user_path(text)
+
+
 def require_readable_files(folder: Path, field: str) -> None:
     """Check that a model's folder holds no pipes or devices, at which a reader would block.
 

@@ -84,6 +84,17 @@ def test_memory_problems_name_workers_and_a_batch_that_fit(tiny_study, machine, 
     assert "sampling.batch to" not in memory_problems(plan)[0]
 
 
+def test_memory_problems_count_no_more_images_than_the_study_has(tiny_study, machine):
+    prompts, execution = {"samples": 12}, {"runner": "local", "workers": 1, "device": "cpu"}
+    plan = plan_study(tiny_study(prompts=prompts, execution=execution, sampling={"batch": 12}))
+    large = plan_study(tiny_study(prompts=prompts, execution=execution, sampling={"batch": 900}))
+    assert large.memory == plan.memory
+    machine(sum(plan.memory.values()))
+    assert memory_problems(large) == ()
+    machine(sum(plan.memory.values()) - 1)
+    assert "(900). Fix: set sampling.batch to 6, or" in memory_problems(large)[0]
+
+
 def test_memory_problems_leave_other_machines_alone(tiny_study, machine):
     machine(1)
     elsewhere = {"runner": "dask", "address": "tcp://127.0.0.1:1"}

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import huggingface_hub.constants
@@ -211,8 +212,8 @@ def test_prepare_fetch_refuses_what_cannot_work(hub: Hub, study, monkeypatch):
     hub.repositories["no/weights"] = {"README.md": b""}
     with pytest.raises(UserError, match=r"no weights .*'no/weights'"):
         fetch(study("no/weights"))
-    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10}))
-    with pytest.raises(UserError, match=r"HF_HUB_CACHE: .* 0\.0 GB free .*Fix: free space"):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(total=100, free=10))
+    with pytest.raises(UserError, match=r"HF_HUB_CACHE: .* 0\.0 MB free .*Fix: free space"):
         fetch(study())
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="HF_HUB_OFFLINE: it is set"):

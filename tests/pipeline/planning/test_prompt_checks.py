@@ -1,5 +1,7 @@
 """Prompts that are one to the model are refused, with both of their lines."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tiny_models
@@ -52,8 +54,24 @@ def test_prompt_checks_find_a_leak_in_two_spellings_and_splits(tokenize):
         sample(0, "a red ball on a gray floor", 5),
         sample(1, "A red ball on a gray floor", 6, "test"),
     ]
-    with pytest.raises(UserError, match="in the splits test and train"):
+    with pytest.raises(UserError, match=r"test and train\. Fix: .*one split of prompts\.files, "):
         check_samples(samples, tokenize)
+    samples = [replace(one, origin="") for one in samples]
+    with pytest.raises(UserError, match=r"train\. Fix: give prompts\.items or prompts\.files "):
+        check_samples(samples, tokenize)
+
+
+def test_items_that_are_one_prompt_to_the_model_are_accepted_if_they_are_written_alike():
+    ends = [f"a {color} cube" for color in ("red", "blue", "green", "yellow", "pink", "cyan")]
+
+    def plan_of_items(items):
+        return plan_study(parse_study({"prompts": {"items": items, "samples": len(items)}}))
+
+    short = ["a red ball", "a blue ball", "a green ball"]
+    with pytest.raises(UserError, match=r"items\[\d\] .* Fix: write both prompts alike, or"):
+        plan_of_items([*short, *(LONG + end for end in ends)])
+    assert len(plan_of_items([*short, *(LONG for _ in ends)]).samples) == 9
+    assert len(plan_of_items([*short, *(end + LONG for end in ends)]).samples) == 9
 
 
 def test_prompt_checks_take_prompts_that_differ_after_truncation_as_one(tokenize):
@@ -123,7 +141,7 @@ def test_plan_names_words_that_the_model_was_not_trained_on():
     items = ["a red car on a gray floor", "a zebra on a gray floor", "a lemon in the rain, a zebra"]
     notes = plan_study(parse_study({"prompts": {"items": items}})).notes
     (note,) = (note for note in notes if "words" in note)
-    assert note.startswith("2 of 3 prompts have words that the model was not trained on")
+    assert note.startswith("2 of 3 prompts have words or symbols that the model was not trained on")
     assert note.endswith("'zebra', 'in', 'the', 'rain'")
     assert plan_study(parse_study({"prompts": {"samples": 60}})).notes == ()
 

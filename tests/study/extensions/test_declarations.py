@@ -158,6 +158,7 @@ def test_order_of_properties_does_not_depend_on_the_order_of_registration():
         ({"sunlit": "mypackage.labels:sunlit"}, r"properties\.sunlit is 'mypackage"),
         ({"depth": {"kind": "mask"}}, "'depth': the name is taken. Fix: choose another"),
         ({"class": {"kind": "mask"}}, "'class': the name is taken"),
+        ({"step": {"kind": "scalar"}}, "'step': the name is taken. Fix: choose another"),
         ({"Sun lit": {"kind": "mask"}}, "not a lowercase identifier"),
         (["sunlit"], r"properties is \['sunlit'\]"),
     ],

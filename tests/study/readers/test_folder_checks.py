@@ -83,6 +83,35 @@ def test_check_folder_notes(folder, change, words):
         assert any(word in note for note in notes), notes
 
 
+@pytest.mark.parametrize(
+    ("name", "is_noted"),
+    [
+        ("b_mask", True),
+        ("mask_b", True),
+        ("b-Mask", True),
+        ("b_alpha", True),
+        ("b_normals", True),
+        ("b_normal", True),
+        ("b_normals_x", True),
+        ("b albedo", True),
+        ("b_depth_map", True),
+        ("edge-b", True),
+        ("mask", False),
+        ("unmasked", False),
+        ("bmask", False),
+        ("b_masked", False),
+        ("the_mask_1994", False),
+        ("b_side", False),
+        ("e_mask", False),
+    ],
+)
+def test_check_folder_notes_an_image_named_like_a_map_of_another_one(folder, name, is_noted):
+    add_image(folder, (24, 24))
+    (folder / "e.png").rename(folder / f"{name}.png")
+    (folder / "e.depth.npy").rename(folder / f"{name}.depth.npy")
+    assert any(note.endswith(f"its property: {name}.png") for note in notes_of(folder)) == is_noted
+
+
 def test_check_folder_refuses_a_name_with_control_characters(folder):
     (folder / "a.png").rename(folder / "a\nb.png")
     with pytest.raises(UserError, match=r"the file name 'a\\nb\.png' has control characters"):

@@ -83,6 +83,9 @@ def test_unknown_words_of_a_text():
         "zürich",
         "7",
     )
+    assert record.unknown_words("a red \U0001f642, lemon") == ("\U0001f642",)
+    signs = "a \u2665\ufe0f lemon + (red): 'a' \u2014 \u20ac, \u2192! a_red \u2665\ufe0f... +"
+    assert record.unknown_words(signs) == ("\u2665\ufe0f", "+", "\u20ac", "\u2192")
     assert ModelRecord().unknown_words("anything at all") == ()
     assert read_model_record("tabletop").unknown_words("an orange on a gray floor, blue wall") == ()
 
