@@ -32,6 +32,9 @@ EXIT_CODES = (
 
 _LONGEST_MESSAGE = 300
 
+_ENDING = ("", "click", "flows", "prefect", "rich", "tasks", "typer")
+"""Packages that end a command by `SystemExit`: at its end, on wrong usage, or on a signal."""
+
 
 def run_command(command: Callable[[], object], debug: bool = False) -> int:
     """Call a command, print a message on standard error if it fails, and return the exit code.
@@ -52,6 +55,13 @@ def run_command(command: Callable[[], object], debug: bool = False) -> int:
     except SystemExit as stop:
         # typer ends every command, including successful ones, with SystemExit, and has already
         # printed a message if the usage was wrong.  Therefore return the exit code only.
+        if module := _foreign_exit(stop):
+            _report(
+                f"{module}: its code ended the program before the command was done "
+                f"(SystemExit: {stop}). Fix: raise an exception there that says what is wrong",
+                debug,
+            )
+            return FAULT
         return _code_of(stop)
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -192,6 +202,20 @@ def _state_folder() -> Path:
     """Return the folder for log files in the user's home."""
     base = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     return Path(base) / "ldmprobe"
+
+
+def _foreign_exit(stop: SystemExit) -> str:
+    """Return the module that raised a `SystemExit`, if it is not one that ends commands.
+
+    A study can name code of the user, such as an own metric.  If it calls ``sys.exit()``, the
+    command is not done, although the exit code may be that of success.
+    """
+    modules = [
+        str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(stop.__traceback__)
+    ]
+    others = [name for name in modules if name != "_sitebuiltins"]  # where exit() is defined
+    last = others[-1] if others else ""
+    return "" if last.partition(".")[0] in _ENDING else last
 
 
 def _code_of(stop: SystemExit) -> int:

@@ -1,11 +1,14 @@
 """Tests of exit codes, of messages about failures, and of reports about missing requirements."""
 
+import importlib
+import io
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from typer.testing import CliRunner
 
@@ -51,8 +54,6 @@ def _raise(error):
         (ValueError("shapes differ"), 3),
         (OSError(28, "No space left on device"), 3),
         (MemoryError(), 3),
-        (SystemExit(2), 2),
-        (SystemExit(None), 0),
         (KeyboardInterrupt(), 130),
     ],
 )
@@ -61,6 +62,25 @@ def test_run_command_exit_code_of_every_kind_of_failure(error, code, capfd):
     said = capfd.readouterr().err
     assert "Traceback" not in said
     assert len(said.splitlines()) <= 1
+
+
+@pytest.mark.parametrize(("words", "code"), [([], 0), (["--unknown"], 2), (["--help"], 0)])
+def test_run_command_returns_the_exit_code_of_click(words, code):
+    assert run_command(lambda: click.Command("x", callback=lambda: None).main(words)) == code
+
+
+@pytest.mark.parametrize(
+    "ending", ["sys.exit()", "raise SystemExit(0)", "exit(0)", "sys.exit('no')"]
+)
+def test_run_command_fails_where_code_of_the_user_ends_the_program(
+    ending, capfd, own_module, monkeypatch
+):
+    monkeypatch.setattr("sys.stdin", io.StringIO())  # exit() closes it
+    own_module("ends_the_program", f"import sys\n\ndef metric():\n    {ending}\n")
+    assert run_command(importlib.import_module("ends_the_program").metric) == 3
+    said = capfd.readouterr().err
+    assert said.startswith("ldmprobe: ends_the_program: its code ended the program before")
+    assert len(said.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
