@@ -72,6 +72,8 @@ def scores_of_halves(
 ) -> np.ndarray:
     """Fit a probe to each half of the training samples, and score it in the main metric.
 
+    The position term stays that of all training samples, for the probe and the control alike.
+
     Args:
         activations: activations of all samples in a cell, (sample, y, x, channel) as stored.
         labels: label maps and splits of the same samples.

@@ -42,7 +42,7 @@ from ldmprobe_core.pipeline.planning.sizes import (
     stored_samples,
     sum_bytes,
 )
-from ldmprobe_core.study.batching import BUFFERS
+from ldmprobe_core.study.batching import BUFFERS, accumulation_units
 from ldmprobe_core.study.layers import (
     CLEAN_PIXELS,
     INPUT_CONTROLS,
@@ -138,7 +138,11 @@ class StudyPlan:
     @property
     def largest_batch(self) -> int:
         """Largest number of images that a worker generates at once."""
-        return min(self.study.sampling.batch, self.count)
+        batches = self.study.batches(self.n_stored)
+        if self.n_stored < self.count:
+            units = accumulation_units(self.study, self.n_stored, self.count)
+            batches += [batch for part in units for unit in part for batch in unit]
+        return max(map(len, batches))
 
     @property
     def bytes(self) -> int:

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from run_helpers import statistics_study
 from safetensors.torch import load_file
 
 from flows.checks import worker_memory
@@ -93,6 +94,13 @@ def test_memory_problems_count_no_more_images_than_the_study_has(tiny_study, mac
     assert memory_problems(large) == ()
     machine(sum(plan.memory.values()) - 1)
     assert "(900). Fix: set sampling.batch to 6, or" in memory_problems(large)[0]
+
+
+def test_memory_is_planned_for_a_batch_that_takes_the_samples_left_over(tiny_model):
+    """With eight stored samples, 14 others form batches of 4, 4 and 6."""
+    plan = plan_study(statistics_study(tiny_model, "statistics", samples=22))
+    assert (plan.n_stored, plan.largest_batch) == (8, 6)
+    assert plan_study(statistics_study(tiny_model, "statistics", samples=23)).largest_batch == 4
 
 
 def test_memory_problems_leave_other_machines_alone(tiny_study, machine):
