@@ -65,16 +65,21 @@ def main() -> None:
         if options.workers < 1:
             raise StackError(f"--workers: at least 1 is needed ({options.workers}). Fix: raise it")
         data = options.data.resolve()
+        if "," in str(data):
+            raise StackError(
+                f"--data: SeaweedFS would take {data} as several folders, for its comma. Fix: give "
+                "a folder without a comma in its path"
+            )
         try:
             lock = _alone(data)
             platform = prepare(data, options.workers, options.free_ports)
+            supervisor = Supervisor(data / "logs", lambda text: print(text, flush=True))
+            start(platform, supervisor)
         except OSError as error:
             raise StackError(
                 f"--data: {data} cannot be used ({error}). Fix: give a folder that is writable, on "
                 "a disk with free space"
             ) from None
-        supervisor = Supervisor(data / "logs", lambda text: print(text, flush=True))
-        start(platform, supervisor)
         print(welcome(platform), flush=True)
         supervisor.watch()
         lock.close()

@@ -88,6 +88,10 @@ def test_a_symlink_to_no_folder_is_one_sentence(tmp_path):
     [
         (["--data", "{}/file"], r"--data: \S+/file cannot be used \(.*Fix: give a folder"),
         (["--data", "{}/damaged"], r"secrets\.json is damaged\. Fix: restore it"),
+        (
+            ["--data", "{}/a,b"],
+            r"--data: SeaweedFS would take \S+/a,b as several folders.* Fix: give",
+        ),
         (["--data", "{}/new", "--workers", "0"], r"--workers: at least 1 is needed \(0\)\. Fix"),
     ],
 )
@@ -100,6 +104,21 @@ def test_unusable_options_are_one_sentence(tmp_path, monkeypatch, capsys, words,
     with pytest.raises(SystemExit):
         stack.main()
     assert re.fullmatch(rf"stack: .*{sentence}.*\n", capsys.readouterr().err)
+
+
+def test_a_disk_that_is_full_while_services_start_is_one_sentence(tmp_path, monkeypatch, capsys):
+    def fill(platform, supervisor):
+        raise OSError(28, "No space left on device", str(tmp_path / "logs" / "postgres.log"))
+
+    monkeypatch.setattr(sys, "argv", ["stack", "--free-ports", "--data", str(tmp_path)])
+    monkeypatch.setattr(stack.signal, "signal", lambda number, handler: None)
+    monkeypatch.setattr(stack, "start", fill)
+    with pytest.raises(SystemExit):
+        stack.main()
+    assert re.fullmatch(
+        r"stack: --data: \S+ cannot be used \(.*No space left.*\)\. Fix: .* free space\n",
+        capsys.readouterr().err,
+    )
 
 
 def test_commands_for_another_shell_hold_a_folder_with_a_space(tmp_path):
