@@ -18,6 +18,8 @@ study is planned, and refuses configs for which `predicted_clean` disagrees with
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import diffusers
@@ -206,13 +208,32 @@ def level_of(scheduler: Any, timestep: float | Tensor) -> Level:
     add_noise = getattr(scheduler, "scale_noise", None)
     timesteps = torch.as_tensor(timestep).reshape(1).cpu()
     one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
-    if add_noise is not None:
-        clean = add_noise(one, timesteps, zero)
-        noise = add_noise(zero, timesteps, one)
-    else:
-        clean = scheduler.add_noise(one, zero, timesteps)
-        noise = scheduler.add_noise(zero, one, timesteps)
+    with _position_unset(scheduler):
+        if add_noise is not None:
+            clean = add_noise(one, timesteps, zero)
+            noise = add_noise(zero, timesteps, one)
+        else:
+            clean = scheduler.add_noise(one, zero, timesteps)
+            noise = scheduler.add_noise(zero, one, timesteps)
     return Level(float(clean), float(noise))
+
+
+@contextmanager
+def _position_unset(scheduler: Any) -> Iterator[None]:
+    """Context manager in which a scheduler finds noise levels by timestep.
+
+    Many schedulers take the level of their own position instead, if it is set, and the one with
+    Heun's method for flow matching sets it where it adds noise.
+    """
+    names = [name for name in ("_step_index", "_begin_index") if hasattr(scheduler, name)]
+    position = {name: getattr(scheduler, name) for name in names}
+    try:
+        for name in names:
+            setattr(scheduler, name, None)
+        yield
+    finally:
+        for name, value in position.items():
+            setattr(scheduler, name, value)
 
 
 def predicted_clean(

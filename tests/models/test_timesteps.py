@@ -6,10 +6,15 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    FlowMatchLCMScheduler,
+)
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.architectures.registry import detect_architecture
+from ldmprobe_core.models.schedulers import level_of
 from ldmprobe_core.models.sources.pipeline import PipelineSource
 from ldmprobe_core.models.timesteps import log_snr, scheduler_of, timesteps
 from ldmprobe_core.study.loading import parse_study
@@ -56,6 +61,22 @@ def test_log_snr_of_flow_matching_is_that_of_the_interpolated_latents(tmp_path):
     assert first is None  # pure noise
     sigmas = np.array(timesteps(architecture, made)[1:]) / 1000
     np.testing.assert_allclose(values, 2 * np.log((1 - sigmas) / sigmas), atol=1e-4)
+
+
+def test_level_of_is_that_of_the_timestep_wherever_the_scheduler_stands():
+    """Of flow matching, sigma x noise + (1 - sigma) x clean."""
+    for scheduler_class in (FlowMatchHeunDiscreteScheduler, FlowMatchEulerDiscreteScheduler):
+        for begins in (None, 0):
+            scheduler = scheduler_class(shift=3.0)
+            scheduler.set_timesteps(4)
+            if begins is not None:
+                scheduler.set_begin_index(begins)
+            latents = torch.zeros(1, 4, 2, 2)
+            for timestep in scheduler.timesteps:
+                for one in (*scheduler.timesteps, timestep):
+                    sigma = float(one) / 1000
+                    assert level_of(scheduler, one) == pytest.approx((1 - sigma, sigma), abs=1e-6)
+                latents = scheduler.step(latents, timestep, latents).prev_sample
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
