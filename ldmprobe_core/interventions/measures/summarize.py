@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
+from ldmprobe_core.errors import RunError
 from ldmprobe_core.interventions.directions import permutations
 from ldmprobe_core.interventions.measures.decodable import score_at_site, stored_scores
 from ldmprobe_core.interventions.measures.readings import probe_readings
@@ -17,7 +19,9 @@ from ldmprobe_core.interventions.results import (
     InterventionSummary,
     ProbeReading,
     SiteRecord,
+    has_intervention_summary,
     read_intervention,
+    read_intervention_summary,
 )
 from ldmprobe_core.interventions.spec import EDITED, Intervention
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap
@@ -31,7 +35,8 @@ def summarise_intervention(run: Run, name: str, seconds: float) -> InterventionS
     Args:
         run: run that contains the intervention.
         name: name of the intervention.
-        seconds: wall time of the intervention, which the summary reports.
+        seconds: wall time of the intervention, which the summary reports.  If there is a summary
+            already, its time stays, because repeating the intervention edits nothing.
 
     Raises:
         RuntimeError: some batches of the intervention are not finished.
@@ -41,6 +46,9 @@ def summarise_intervention(run: Run, name: str, seconds: float) -> InterventionS
         raise RuntimeError(
             f"intervention: {name} of {run.url} is not finished. Fix: run its remaining edits."
         )
+    if has_intervention_summary(run, name):
+        with suppress(RunError):  # a damaged summary is written again
+            seconds = read_intervention_summary(run, name).seconds
     data = run.open(group, require_complete=True)
     spec = read_intervention(run, name)
     plan = plan_intervention(run, spec)
