@@ -100,9 +100,10 @@ class ComponentLabeler:
 
 def takes_images(labeler: Any) -> bool:
     """Return whether a callable takes images as its only argument, not settings and a device."""
-    # A network of PyTorch takes any arguments, by its signature, and hands them to `forward`.
-    if not inspect.isclass(labeler) and hasattr(labeler, "register_forward_hook"):
-        labeler = labeler.forward
+    if isinstance(labeler, functools.partial):
+        inner = _own_signature(labeler.func)
+        labeler = functools.partial(inner, *labeler.args, **labeler.keywords)
+    labeler = _own_signature(labeler)
     try:
         parameters = inspect.signature(labeler).parameters.values()
     except (TypeError, ValueError):  # Some C functions have no signature.
@@ -114,6 +115,15 @@ def takes_images(labeler: Any) -> bool:
         and parameter.default is parameter.empty
     ]
     return len(positional) == 1 and not inspect.isclass(labeler)
+
+
+def _own_signature(labeler: Any) -> Any:
+    """Return a callable whose signature has the arguments that a labeler takes.
+
+    A network of PyTorch takes any arguments, by its signature, and hands them to `forward`.
+    """
+    is_network = not inspect.isclass(labeler) and hasattr(labeler, "register_forward_hook")
+    return labeler.forward if is_network else labeler
 
 
 def function_entry(function: Callable[[np.ndarray], Any]) -> LabelerEntry:

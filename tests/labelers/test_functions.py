@@ -1,5 +1,6 @@
 """Labelers that are functions of images: by name in a study, and registered."""
 
+import functools
 import importlib
 import re
 import sys
@@ -294,6 +295,12 @@ def test_a_network_that_is_registered_labels_images_and_its_class_loads_a_labele
         def forward(self, images):
             return torch.from_numpy(images)[..., 0] / 255
 
+    class Scaled(torch.nn.Module):
+        def forward(self, images, scale):
+            return torch.from_numpy(images)[..., 0] * scale
+
+    assert takes_images(functools.partial(Scaled(), scale=2))
+    assert not takes_images(Scaled())
     register_labeler("depth", "test-network")(Redness())
     images = np.array([[[[51, 0, 0], [255, 9, 9]]]], np.uint8)
     labels = load_labeler("depth", LabelerSpec(name="test-network"), torch.device("cpu"))(images)
