@@ -15,7 +15,7 @@ from prefect import Task
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import exponential_backoff
 
-from ldmprobe_core.labelers.checks.results import LabelerError
+from ldmprobe_core.labelers.checks.results import LabelerError, LabelerFilesError
 
 _PERMANENT = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.ENAMETOOLONG,
@@ -26,7 +26,7 @@ _PERMANENT = {
 
 def is_transient(error: BaseException) -> bool:
     """Return True if the error may go away by itself, as network and server errors do."""
-    if isinstance(error, LabelerError) and error.__cause__ is not None:
+    if isinstance(error, (LabelerError, LabelerFilesError)) and error.__cause__ is not None:
         # The labeler may have failed for lack of a network.
         return is_transient(error.__cause__)
     if isinstance(error, (FileNotFoundError, PermissionError)):

@@ -58,7 +58,8 @@ def run_command(command: Callable[[], object], debug: bool = False) -> int:
         if module := _foreign_exit(stop):
             _report(
                 f"{module}: its code ended the program before the command was done "
-                f"(SystemExit: {stop}). Fix: raise an exception there that says what is wrong",
+                f"(SystemExit: {' '.join(str(stop).split())}). Fix: raise an exception there that "
+                "says what is wrong",
                 debug,
             )
             return FAULT

@@ -67,7 +67,9 @@ def export_run_scores(run: Run, path: str | Path) -> None:
     if target.suffix == ".tex":
         content = latex_table(summary).encode()
     else:
-        content = scores_csv(run, list(summary.properties)).encode()
+        # Runs of earlier versions store scores of labels that are one constant.
+        varied = [p for p, one in summary.properties.items() if one.undefined.constant is None]
+        content = scores_csv(run, varied).encode()
         if target.suffix == ".parquet":
             content = _parquet(content, target.name)
     _replace_file(target, content)

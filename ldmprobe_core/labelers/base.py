@@ -134,7 +134,7 @@ class LabelerEntry:
         code: bytes that change with the labeler's code, if no file holds it; they are part of the
             fingerprint, so that a run is not resumed with another function of the same name.
         file: file that defines the labeler, which is part of the fingerprint too; None if there is
-            none, and for the labelers of this package.
+            none, and for most labelers of this package.
         is_function: whether the labeler is a function of images, without weights to load.
     """
 
@@ -149,4 +149,6 @@ class LabelerEntry:
     @property
     def is_own(self) -> bool:
         """Return whether the labeler is not part of this package."""
-        return self.file is not None or bool(self.code)
+        if self.file is not None:
+            return not self.file.path.is_relative_to(Path(__file__).parent)
+        return bool(self.code)

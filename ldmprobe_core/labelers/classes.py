@@ -39,7 +39,7 @@ class VggLabeler:
         from torchvision.models import VGG16_Weights
 
         self.network, self.device = network, device
-        self.classes = _unique(VGG16_Weights.IMAGENET1K_V1.meta["categories"])
+        self.classes = tuple(VGG16_Weights.IMAGENET1K_V1.meta["categories"])
         self.transform = VGG16_Weights.IMAGENET1K_V1.transforms()
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
@@ -60,7 +60,7 @@ class TransformersClassLabeler:
     def __init__(self, model: Any, processor: Any) -> None:
         self.model, self.processor = model, processor
         names = model.config.id2label
-        self.classes = _unique([str(names[i]) for i in range(len(names))])
+        self.classes = tuple(str(names[i]) for i in range(len(names)))
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Compute class probabilities (n, class) float32 from images (n, y, x, rgb) uint8."""
@@ -70,16 +70,6 @@ class TransformersClassLabeler:
     def _label(self, images: np.ndarray) -> np.ndarray:
         inputs = self.processor(images=list(images), return_tensors="pt").to(self.model.device)
         return self.model(**inputs).logits.softmax(1).cpu().numpy()
-
-
-def _unique(names: list[str]) -> tuple[str, ...]:
-    """Append numbers to repeated class names: ImageNet has ``crane`` and ``maillot`` twice."""
-    counts: dict[str, int] = {}
-    unique = []
-    for name in names:
-        counts[name] = counts.get(name, 0) + 1
-        unique.append(name if counts[name] == 1 else f"{name} ({counts[name]})")
-    return tuple(unique)
 
 
 def locate_vgg16(spec: LabelerSpec) -> list[Path]:

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers import classes, depth, edges, foreground, shading, tabletop
 from ldmprobe_core.labelers.base import Labeler, LabelerEntry, no_weights
-from ldmprobe_core.labelers.checks.results import load_checked, named_errors
+from ldmprobe_core.labelers.checks.results import LabelerFilesError, load_checked, named_errors
 from ldmprobe_core.labelers.functions import (
     ComponentLabeler,
     JointLabeler,
@@ -361,7 +361,8 @@ def check_labeler(prop: str, spec: LabelerSpec) -> str:
         UserError: its package or weights are missing, or its file was changed after its import.
     """
     entry = find_labeler(prop, spec.name)
-    with named_errors(prop, spec.name, UserError, "correct it", "does not find its weights"):
+    failure = "does not find its weights"
+    with named_errors(prop, spec.name, LabelerFilesError, "correct it", failure):
         files = entry.locate_weights(spec)
         if entry.file is not None:
             files = [*files, entry.file.require_unchanged()]

@@ -67,7 +67,7 @@ def _run_shape(plan: StudyPlan) -> tuple[RunShape, dict[str, Any]]:
     study = plan.study
     with model_access(study):
         labelers = get_labelers(study)
-        problems = trial_problems(labelers, plan.size)
+        problems = trial_problems(labelers, plan.size, study.execution.elsewhere)
     if problems:
         raise UserError(problems[0])
     classes = labelers["class"].classes if "class" in labelers else ()

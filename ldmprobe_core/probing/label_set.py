@@ -11,6 +11,7 @@ from functools import lru_cache
 import numpy as np
 
 from ldmprobe_core.probing.block_scores import BlockScorer, FullResolutionLabels, block_means
+from ldmprobe_core.probing.measured import constant_value
 
 
 @dataclass(frozen=True)
@@ -66,13 +67,7 @@ class LabelSet:
         Returns:
             the value of all measured pixels; None if they vary or there are none.
         """
-        lowest, highest = np.inf, -np.inf
-        for one in self.maps[prop][self.test]:
-            lowest = min(lowest, float(np.fmin.reduce(one, axis=None)))
-            highest = max(highest, float(np.fmax.reduce(one, axis=None)))
-            if lowest < highest:
-                return None
-        return lowest if lowest == highest else None
+        return constant_value(self.maps[prop][self.test])
 
     def tokens(self, prop: str, grid: tuple[int, int]) -> np.ndarray:
         """Average labels over each token's block, (sample, *grid); NaN if no pixel was measured."""

@@ -47,6 +47,20 @@ def missing_share(maps: np.ndarray) -> float:
     return 0.0 if known is None else float(1 - known.mean())
 
 
+def constant_value(maps: np.ndarray) -> float | None:
+    """Return the value of all measured pixels of label maps (n, y, x); None if they vary.
+
+    It is None if no pixel was measured, too.
+    """
+    lowest, highest = np.inf, -np.inf
+    for one in maps:
+        lowest = min(lowest, float(np.fmin.reduce(one, axis=None)))
+        highest = max(highest, float(np.fmax.reduce(one, axis=None)))
+        if lowest < highest:
+            return None
+    return lowest if lowest == highest else None
+
+
 def mean_map(maps: np.ndarray) -> np.ndarray:
     """Average label maps (n, y, x) over the images at each pixel, (y, x) float64.
 

@@ -70,7 +70,7 @@ def test_run_command_returns_the_exit_code_of_click(words, code):
 
 
 @pytest.mark.parametrize(
-    "ending", ["sys.exit()", "raise SystemExit(0)", "exit(0)", "sys.exit('no')"]
+    "ending", ["sys.exit()", "raise SystemExit(0)", "exit(0)", "sys.exit('no\\n\\nno')"]
 )
 def test_run_command_fails_where_code_of_the_user_ends_the_program(
     ending, capfd, own_module, monkeypatch

@@ -23,6 +23,7 @@ from ldmprobe_core.pipeline.labels import as_label
 from ldmprobe_core.probing.block_scores import block_means
 from ldmprobe_core.probing.detection import best_cut
 from ldmprobe_core.probing.label_set import LabelSet
+from ldmprobe_core.probing.measured import constant_value
 from ldmprobe_core.probing.metrics import HeadlineScorer
 from ldmprobe_core.probing.ranks import flatten_maps
 from ldmprobe_core.storage.run import Run
@@ -60,13 +61,14 @@ def rival_scores(
         scores (step, test sample) of the maps as they are (by the name of the source) and
         recalibrated (``trajectory_recalibrated``); NaN where there are no step images or a labeler
         gave no maps, where there are no training samples to recalibrate with, and everywhere if
-        the labels of the test samples are one constant.
+        the labels of the test samples with step images are one constant.
     """
     index, decoded = samples_in(run, STEP_IMAGES), run.read(STEP_IMAGES, "step") - 1
     train = labels.train[np.isin(labels.train, index)][:_MOST_TRAINING_SAMPLES]
     recalibrations = _fit_recalibrations(run, prop, source, labels, train)
     scored = np.flatnonzero(np.isin(test, index))
-    headline = HeadlineScorer(prop, labels.maps[prop][test[scored]])
+    truth = labels.maps[prop][test[scored]]
+    headline = HeadlineScorer(prop, truth)
     plain, recalibrated = np.full((2, steps, len(test)), np.nan)
     for first, maps in _maps_in_parts(run, prop, source, test[scored]):
         columns = scored[first : first + len(maps)]
@@ -85,7 +87,7 @@ def rival_scores(
             if (recalibration := recalibrations[i]) is not None:
                 found = headline.score(recalibration.apply(one), first)
                 recalibrated[step, columns] = np.where(given, found, np.nan)
-    if labels.constant(prop) is not None:
+    if constant_value(truth) is not None:
         plain[:], recalibrated[:] = np.nan, np.nan
     return {source: plain, source + RECALIBRATED: recalibrated}
 

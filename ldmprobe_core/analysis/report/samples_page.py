@@ -100,6 +100,8 @@ class _Sheets:
             place = {name: _index(run, group, name, value) for name, value in cell.items()}
             probe = _index(run, group, "condition", "probe")
             self.scores[prop] = run.read(group, "score", condition=probe, **place)
+            if result.undefined.constant is not None:
+                self.scores[prop] = np.full_like(self.scores[prop], np.nan)
 
     def scores_of(self, prop: str, index: int) -> list[float | None]:
         """Return a sample's scores at the displayed steps, rounded; None where undefined."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,14 +20,20 @@ _LONGEST_CAUSE = 300
 
 _CORRECTED = (
     "correct the labeler and begin a new run (move this one away, or choose another store), or "
-    "run the study again if the cause is outside its code, such as memory"
+    "run the study again if the cause is outside its code, such as a network"
 )
 _OTHER = "correct the labeler or its settings, or name another one"
 _AGAIN = "run the study again; if it fails again, choose another labeler"
+_LESS_MEMORY = "lower sampling.batch or execution.workers, and run the study again"
+_ANY_IMAGE = "let it return labels for any image, such as 0 where it finds nothing"
 
 
 class LabelerError(RunError):
     """Error for an exception of a labeler's code, which is the cause of this error."""
+
+
+class LabelerFilesError(UserError):
+    """Error for an exception while a labeler's files are located, which is this error's cause."""
 
 
 class CheckedLabeler:
@@ -41,8 +48,9 @@ class CheckedLabeler:
         record: the property, or a component of the vector or class map; None for classes.
         is_own: whether the labeler is not part of this package.
 
-    Raises:
-        UserError: the labeler of classes has fewer than two, or two of one name.
+    Attributes:
+        classes: names of the classes, empty without classes.  Repeated names are numbered, since
+            ImageNet has ``crane`` and ``maillot`` twice.
     """
 
     def __init__(
@@ -53,9 +61,7 @@ class CheckedLabeler:
         unnamed = f"as {getattr(labeler, '__name__', type(labeler).__name__)} returns"
         self.units = str(getattr(labeler, "units", unnamed))
         classes = getattr(labeler, "classes", None)
-        self.classes = () if classes is None else tuple(map(str, classes))
-        if key == CLASS:
-            _require_classes(name, self.classes)
+        self.classes = () if classes is None else _unique(map(str, classes))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.labeler, name)
@@ -75,13 +81,28 @@ class CheckedLabeler:
             result = self.labeler(images)
         return self._labels(result, images)
 
+    def require_classes(self) -> None:
+        """Check that a labeler of classes tells at least two apart.
+
+        Raises:
+            UserError: it has fewer, so that it would recognise one class in every image.
+        """
+        if self.key == CLASS and len(self.classes) < 2:
+            raise UserError(
+                f"labels.{CLASS}: the labeler {self.name!r} tells {len(self.classes)} classes "
+                "apart. Fix: list at least two names in its attribute `classes`, one for each "
+                "probability that it returns"
+            )
+
     def try_on(self, images: np.ndarray) -> None:
         """Call the labeler on images that belong to no run, and check the type and shape of labels.
 
         Raises:
             UserError: the labeler raised an exception, or its result is not usable.
         """
-        with named_errors(self.key, self.name, UserError, _OTHER, "failed on a trial image"):
+        height, width = images.shape[1:3]
+        failure = f"failed on an image of noise, {height} x {width} pixels"
+        with named_errors(self.key, self.name, UserError, f"{_OTHER}, or {_ANY_IMAGE}", failure):
             result = self.labeler(images)
         self._labels(result, images)
 
@@ -95,10 +116,12 @@ class CheckedLabeler:
         try:
             # A labeler of the user may return an array that its next call fills again.
             labels = _real_numbers(result, copy=self.is_own)
-        except (TypeError, ValueError) as error:
+        # An object of the user may raise any exception when it is read as an array.
+        except Exception as error:
             raise UserError(
                 f"labels.{self.key}: the labeler {self.name!r} returned {type(result).__name__}, "
-                f"not an array of numbers. Fix: return an array of shape {expected}"
+                f"not an array of numbers ({_cause(error)}). Fix: return a NumPy array of shape "
+                f"{expected}"
             ) from error
         if labels.shape != expected:
             raise UserError(
@@ -120,20 +143,14 @@ class CheckedLabeler:
         return (*images.shape[:3], component.size) if component and is_vector else images.shape[:3]
 
 
-def _require_classes(name: str, classes: tuple[str, ...]) -> None:
-    """Check that a labeler tells at least two classes apart, each by a name of its own."""
-    repeated = [one for one in dict.fromkeys(classes) if classes.count(one) > 1]
-    if repeated:
-        raise UserError(
-            f"labels.{CLASS}: the labeler {name!r} has several classes named {repeated[0]!r:.60}. "
-            "Fix: give each class in its attribute `classes` a name of its own"
-        )
-    if len(classes) < 2:
-        raise UserError(
-            f"labels.{CLASS}: the labeler {name!r} tells {len(classes)} classes apart. Fix: list "
-            "at least two names in its attribute `classes`, one for each probability that it "
-            "returns"
-        )
+def _unique(names: Iterable[str]) -> tuple[str, ...]:
+    """Append numbers to repeated names, as in ``crane`` and ``crane (2)``."""
+    counts: Counter[str] = Counter()
+    unique = []
+    for name in names:
+        counts[name] += 1
+        unique.append(name if counts[name] == 1 else f"{name} ({counts[name]})")
+    return tuple(unique)
 
 
 def _real_numbers(result: Any, copy: bool) -> np.ndarray:
@@ -146,11 +163,15 @@ def _real_numbers(result: Any, copy: bool) -> np.ndarray:
         copy: whether to copy an array that is float32 already.
 
     Raises:
-        TypeError, ValueError: the result is not an array of real numbers, such as one of complex
-            numbers or dates, of which NumPy would keep a part.
+        TypeError: the result is not an array of real numbers, such as one of complex numbers or
+            dates, of which NumPy would keep a part.
+        Exception: any other one, which an object may raise when it is read as an array.
     """
-    detach = getattr(result, "detach", None)
-    values = np.ma.asanyarray(result if detach is None else detach().cpu())
+    if isinstance(result, torch.Tensor):
+        result = result.detach().cpu().to_dense()
+        # NumPy has no bfloat16.
+        result = result.float() if result.dtype == torch.bfloat16 else result
+    values = np.ma.asanyarray(result)
     if values.dtype.kind == "O":
         values = values.astype(np.float32)
     if values.dtype.kind not in "biuf":
@@ -182,11 +203,17 @@ def named_errors(
         named = UserError if isinstance(error, UserError) else RunError
         raise named(f"labels.{key} is {name!r}: {error}") from error
     except (Exception, SystemExit) as error:
-        # The command line prints errors as one line.
-        cause = f"{type(error).__name__}: {' '.join(str(error).split()):.{_LONGEST_CAUSE}}"
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+            remedy = _LESS_MEMORY
         raise kind(
-            f"labels.{key}: the labeler {name!r} {failure} ({cause.rstrip(': ')}). Fix: {remedy}"
+            f"labels.{key}: the labeler {name!r} {failure} ({_cause(error)}). Fix: {remedy}"
         ) from error
+
+
+def _cause(error: BaseException) -> str:
+    """Return the type and message of an exception in one line, as the command line prints it."""
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message:.{_LONGEST_CAUSE}}".rstrip(": ")
 
 
 def load_checked(

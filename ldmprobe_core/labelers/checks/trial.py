@@ -15,7 +15,9 @@ from ldmprobe_core.labelers.registry import find_labeler, labelers_of, load_labe
 from ldmprobe_core.study.schema import Study
 
 
-def trial_problems(labelers: Mapping[str, Labeler], size: tuple[int, int]) -> tuple[str, ...]:
+def trial_problems(
+    labelers: Mapping[str, Labeler], size: tuple[int, int], elsewhere: bool
+) -> tuple[str, ...]:
     """Call each labeler that is not part of this package once, on an image of noise.
 
     Only exceptions, types and shapes matter: a labeler may find nothing in noise, and leave its
@@ -24,21 +26,25 @@ def trial_problems(labelers: Mapping[str, Labeler], size: tuple[int, int]) -> tu
     Args:
         labelers: labelers by property, as `load_labeler` loads them.
         size: height and width of the image in pixels.
+        elsewhere: whether other machines label the images.  They may have what this one lacks, such
+            as a GPU, so no labeler is called here.
 
     Returns:
-        one message for each labeler that raises an exception, or does not return numbers in the
-        shape of its labels.
+        one message for each labeler that raises an exception, does not return numbers in the
+        shape of its labels, or tells fewer than two classes apart.
     """
     image = np.random.default_rng(0).integers(0, 256, (1, *size, 3), dtype=np.uint8)
     problems, tried = [], set()
     for labeler in labelers.values():
         # The components of a vector or class map share one labeler.
         whole = labeler.joint.labeler if isinstance(labeler, ComponentLabeler) else labeler
-        if not isinstance(whole, CheckedLabeler) or not whole.is_own or whole in tried:
+        if not isinstance(whole, CheckedLabeler) or whole in tried:
             continue
         tried.add(whole)
         try:
-            whole.try_on(image.copy())
+            whole.require_classes()
+            if whole.is_own and not elsewhere:
+                whole.try_on(image.copy())
         except (UserError, RunError) as error:
             problems.append(str(error))
     return tuple(problems)
@@ -66,4 +72,4 @@ def function_problems(
             labelers[prop] = load_labeler(prop, spec, torch.device("cpu"))
         except (UserError, RunError) as error:
             problems.append(str(error))
-    return (*problems, *trial_problems(labelers, size))
+    return (*problems, *trial_problems(labelers, size, study.execution.elsewhere))

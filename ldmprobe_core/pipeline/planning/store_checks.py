@@ -25,7 +25,7 @@ def check_store(plan: StudyPlan, run: Run) -> None:
             small.
     """
     if not run.exists:
-        _require_no_run_around(run.url.rpartition("/")[0])
+        _require_no_run_around(run.url.rpartition("/")[0] or "/")
     run.location.require_writable()
     if not run.location.remote and not run.exists:
         remedy = "lower prompts.samples, name fewer capture.layers, or choose another store"

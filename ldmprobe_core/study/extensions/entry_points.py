@@ -49,7 +49,7 @@ def load_entry_points(group: str, name: str, field: str) -> list[Any]:
         except (Exception, SystemExit) as error:
             raise UserError(
                 f"{field}: {name!r} is an entry point of an installed package, and {point.value} "
-                f"cannot be imported ({type(error).__name__}: {error}). Fix: repair or uninstall "
-                "the package that declares this entry point"
+                f"cannot be imported ({type(error).__name__}: {' '.join(str(error).split())}). "
+                "Fix: repair or uninstall the package that declares this entry point"
             ) from error
     return loaded

@@ -7,6 +7,7 @@ import torch
 from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.labelers.base import LabelerEntry
 from ldmprobe_core.labelers.checks.results import CheckedLabeler, LabelerError, load_checked
+from ldmprobe_core.labelers.checks.trial import trial_problems
 from ldmprobe_core.labelers.functions import FunctionLabeler
 from ldmprobe_core.labelers.registry import as_entry, check_labeler, register_labeler
 from ldmprobe_core.study.probe_sections import LabelerSpec
@@ -132,7 +133,8 @@ def test_an_exception_while_weights_are_located_names_the_property():
     def locate(spec):
         raise SystemExit(0)
 
-    register_labeler("depth", "lost", LabelerEntry(lambda spec, device: None, locate))
+    entry = LabelerEntry(lambda spec, device: None, locate)
+    register_labeler("depth", "lost", entry)
     with pytest.raises(UserError, match=r"^labels\.depth: .* weights \(SystemExit: 0\)\. Fix: "):
         check_labeler("depth", LabelerSpec(name="lost"))
 
@@ -171,12 +173,38 @@ def test_attributes_of_the_labeler_remain():
     [
         ((), "tells 0 classes apart. Fix: list at least two"),
         (("ball",), "tells 1 classes apart. Fix: list at least two"),
-        (("ball", "cup", "ball"), "has several classes named 'ball'. Fix: give each class"),
     ],
 )
-def test_class_labelers_need_two_classes_of_different_names(classes, words):
+@pytest.mark.parametrize("is_own", [True, False])
+def test_class_labelers_need_two_classes_in_a_new_run_alone(classes, words, is_own):
     labeler = Returning(None)
     labeler.classes = classes
-    with pytest.raises(UserError) as failure:
-        CheckedLabeler("class", "mine", labeler, None, True)
-    assert str(failure.value).startswith(f"labels.class: the labeler 'mine' {words}")
+    checked = CheckedLabeler("class", "mine", labeler, None, is_own)  # as a former run loads it
+    (problem,) = trial_problems({"class": checked}, (8, 8), elsewhere=True)
+    assert problem.startswith(f"labels.class: the labeler 'mine' {words}")
+
+
+def test_repeated_names_of_classes_are_numbered():
+    labeler = Returning(np.zeros((2, 4)))
+    labeler.classes = ["crane", "cup", "crane", "crane"]
+    checked = CheckedLabeler("class", "mine", labeler, None, True)
+    assert checked.classes == ("crane", "cup", "crane (2)", "crane (3)")
+    assert checked(IMAGES).shape == (2, 4)
+
+
+def test_tensors_of_all_kinds_are_labels(returning):
+    values = torch.linspace(0, 1, 32).reshape(2, 4, 4)
+    for made in (values.bfloat16(), values.half(), values.double(), values.to_sparse()):
+        labels = returning(made)(IMAGES)
+        assert labels.dtype == np.float32
+        np.testing.assert_allclose(labels, values, atol=0.01)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
+@pytest.mark.parametrize("is_own", [True, False])
+def test_a_lack_of_memory_has_the_remedy_for_it(error, is_own):
+    def large(images):
+        raise error
+
+    with pytest.raises(LabelerError, match=r"Fix: lower sampling\.batch or execution\.workers"):
+        CheckedLabeler("depth", "mine", large, None, is_own)(IMAGES)

@@ -27,6 +27,10 @@ MODULE = """
     def undefined(images):
         return np.full(images.shape[:3], np.nan)
 
+    def graded(images):
+        import torch
+        return [torch.zeros(images.shape[1:3], requires_grad=True) for _ in images]
+
     def half(images):
         return images[:, ::2, :, 0] / 255
 
@@ -71,13 +75,14 @@ def loaded(prop, name):
         ("undefined", None),
         ("Loaded", None),
         ("half", "returned shape (1, 4, 16) for images of shape (1, 8, 16, 3). Fix: return"),
-        ("leaving", "failed on a trial image (SystemExit: 0). Fix: correct"),
-        ("Worded", "returned str, not an array of numbers. Fix: return"),
+        ("leaving", "failed on an image of noise, 8 x 16 pixels (SystemExit: 0). Fix: correct"),
+        ("Worded", "returned str, not an array of numbers ("),
+        ("graded", "returned list, not an array of numbers (RuntimeError: Can't call numpy()"),
     ],
 )
 def test_a_labeler_is_refused_for_exceptions_types_and_shapes_alone(module, labeler, words):
     name = f"{module}:{labeler}"
-    problems = trial_problems({"shading": loaded("shading", name)}, SIZE)
+    problems = trial_problems({"shading": loaded("shading", name)}, SIZE, elsewhere=False)
     assert len(problems) == (words is not None)
     for problem in problems:
         assert problem.startswith(f"labels.shading: the labeler {name!r} {words}")
@@ -86,14 +91,20 @@ def test_a_labeler_is_refused_for_exceptions_types_and_shapes_alone(module, labe
 def test_the_components_of_a_vector_are_tried_in_one_call(module):
     names = [f"normals_{axis}" for axis in "xyz"]
     labelers = {name: loaded(name, f"{module}:vectors") for name in names}
-    assert trial_problems(labelers, SIZE) == ()
+    assert trial_problems(labelers, SIZE, elsewhere=False) == ()
     assert sys.modules[module].calls == [(1, 8, 16, 3)]
 
 
-def test_labelers_of_this_package_are_not_tried(monkeypatch):
-    labeler = loaded("foreground", "tabletop")
+@pytest.mark.parametrize(("prop", "name"), [("foreground", "tabletop"), ("edges", "gradient")])
+def test_labelers_of_this_package_are_not_tried(monkeypatch, prop, name):
+    labeler = loaded(prop, name)
     monkeypatch.setattr(labeler, "labeler", lambda images: pytest.fail("called"))
-    assert trial_problems({"foreground": labeler}, SIZE) == ()
+    assert trial_problems({prop: labeler}, SIZE, elsewhere=False) == ()
+
+
+def test_labelers_are_not_called_where_other_machines_label(module):
+    labelers = {"shading": loaded("shading", f"{module}:leaving")}
+    assert trial_problems(labelers, SIZE, elsewhere=True) == ()
 
 
 @pytest.mark.parametrize("labeler", ["leaving", "Worded"])
@@ -125,5 +136,5 @@ def test_check_tries_functions_and_loads_no_labeler(
         cli.main()
     assert stop.value.code == code
     said = " ".join(capfd.readouterr().err.split())
-    assert ("failed on a trial image (SystemExit: 0)" in said) == (labeler == "leaving")
+    assert ("pixels (SystemExit: 0). Fix: correct" in said) == (labeler == "leaving")
     assert len(sys.modules[module].calls) == calls
