@@ -64,6 +64,9 @@ class CheckedLabeler:
         self.classes = () if classes is None else _unique(map(str, classes))
 
     def __getattr__(self, name: str) -> Any:
+        # Python asks a copy for special methods before it has its attributes.
+        if name.startswith("__"):
+            raise AttributeError(name)
         return getattr(self.labeler, name)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:

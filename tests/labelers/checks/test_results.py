@@ -1,5 +1,7 @@
 """Checks of what labelers return, and errors of their code."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -165,7 +167,9 @@ def test_a_labeler_that_fails_for_the_network_is_tried_again():
 def test_attributes_of_the_labeler_remain():
     labeler = Returning(None)
     labeler.sign = -1
-    assert CheckedLabeler("depth", "mine", labeler, None, True).sign == -1
+    checked = CheckedLabeler("depth", "mine", labeler, None, True)
+    assert checked.sign == copy.deepcopy(checked).sign == -1
+    assert not hasattr(checked, "other")
 
 
 @pytest.mark.parametrize(
