@@ -24,9 +24,10 @@ def check_store(plan: StudyPlan, run: Run) -> None:
         UserError: the store is a run or a folder in one, it is not writable, or the disk is too
             small.
     """
+    # A bucket that cannot be reached is refused by this, in a sentence.
+    run.location.require_writable()
     if not run.exists:
         _require_no_run_around(run.url.rpartition("/")[0] or "/")
-    run.location.require_writable()
     if not run.location.remote and not run.exists:
         remedy = "lower prompts.samples, name fewer capture.layers, or choose another store"
         require_space(
