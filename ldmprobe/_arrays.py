@@ -305,7 +305,15 @@ def _check_fit_arguments(activations: np.ndarray, labels: np.ndarray, kind: str)
     if y[1] % x[1] or y[2] % x[2]:
         raise UserError(
             f"labels: maps of {y[1]} x {y[2]} pixels do not divide evenly into {x[1]} x {x[2]} "
-            "tokens. Fix: resize the labels to a multiple of the activations' size"
+            "tokens. Fix: resize the labels to a multiple of the activations' size, or if the "
+            "channels come first there, move them: activations (sample, y, x, channel)"
+        )
+    if y[1] // x[1] != y[2] // x[2]:
+        raise UserError(
+            f"activations: each of {x[1]} x {x[2]} tokens would stand for {y[1] // x[1]} x "
+            f"{y[2] // x[2]} pixels of the labels, which is no square. Fix: give activations "
+            "(sample, y, x, channel), whose channels come last, and labels of the same shape of "
+            "image"
         )
     for name, values in (("activations", activations), ("labels", labels)):
         if values.dtype.kind not in "biuf" or not values.size:
@@ -339,10 +347,10 @@ def _check_fit_settings(validation: Any, penalties: Any, seed: Any) -> None:
             f"penalties: not all are finite and above 0 ({penalties!r:.60}). Fix: give finite "
             "numbers above 0"
         )
-    if not isinstance(validation, (int, float, np.number)) or not 0 <= validation <= 1:
+    if not isinstance(validation, (int, float, np.number)) or not 0 < validation < 1:
         raise UserError(
-            f"validation: not a fraction from 0 to 1 ({validation!r:.40}). Fix: give a number in "
-            "this range"
+            f"validation: not a fraction between 0 and 1 ({validation!r:.40}). Fix: give one above "
+            "0 and below 1, or leave it out"
         )
     if not isinstance(seed, (int, np.integer)) or seed < 0:
         raise UserError(

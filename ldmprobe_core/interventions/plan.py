@@ -319,10 +319,15 @@ def _default_kind(spec: Intervention, usable: list[str]) -> str:
     return [*logits, *usable][0]
 
 
+def available_samples(run: Run, spec: Intervention) -> list[int]:
+    """List the samples that an intervention may edit: the stored ones of its split."""
+    split = run.open("samples").split.values[: run.n_stored]
+    return [int(i) for i in np.flatnonzero(split == spec.part)]
+
+
 def _samples(run: Run, spec: Intervention) -> list[int]:
     """List the samples to edit: the chosen ones, or the first ones of the split."""
-    split = run.open("samples").split.values[: run.n_stored]
-    available = [int(i) for i in np.flatnonzero(split == spec.part)]
+    available = available_samples(run, spec)
     if spec.chosen is None:
         if spec.samples > len(available):
             raise UserError(

@@ -19,6 +19,7 @@ from ldmprobe_core.interventions.directions import probe_kinds_of
 from ldmprobe_core.interventions.measures.scores import measures_of, score_edited_maps
 from ldmprobe_core.interventions.plan import (
     InterventionPlan,
+    available_samples,
     plan_intervention,
     read_layers,
     require_varying_predictions,
@@ -58,6 +59,10 @@ def create_intervention(run: Run, spec: Intervention) -> str:
     spec = spec.model_copy(
         update={"targets": tuple(resolve_target(target) for target in spec.targets)}
     )
+    if spec.chosen is None and "samples" not in spec.model_fields_set:
+        # The default is for large runs; a small one may have fewer samples.
+        fewer = max(1, min(spec.samples, len(available_samples(run, spec))))
+        spec = spec.model_copy(update={"samples": fewer})
     plan = plan_intervention(run, spec)
     require_varying_predictions(run, spec, plan)
     check_fingerprints(run, study)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ldmprobe_core.errors import RunError
+from ldmprobe_core.study.properties import SHARE_TOLERANCE
 
 
 class NonFiniteError(RunError):
@@ -90,9 +91,6 @@ def require_varied(images: np.ndarray, samples: Sequence[int]) -> None:
 _NEW_RUN = "and begin a new run (move this one away, or choose another store)"
 """Remedy where a labeler has to change, since a run does not continue with another labeler."""
 
-_SHARE_TOLERANCE = 0.01
-"""Distance from 0..1 that labels of a mask may have, as an interpolation may leave."""
-
 
 def require_shares(
     name: str, values: np.ndarray, samples: Sequence[int], noun: str = "mask values"
@@ -112,7 +110,7 @@ def require_shares(
         RunError: a value is below 0 or above 1.
     """
     flat = values.reshape(len(values), -1)
-    outside = (flat < -_SHARE_TOLERANCE) | (flat > 1 + _SHARE_TOLERANCE)
+    outside = (flat < -SHARE_TOLERANCE) | (flat > 1 + SHARE_TOLERANCE)
     affected = np.flatnonzero(outside.any(1))
     if len(affected):
         sample = samples[int(affected[0]) * len(samples) // len(values)]

@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from ldmprobe_core.errors import UserError
+
 ROWS_AT_ONCE = 1 << 11
 """Number of rows that are converted and multiplied together; few enough for a CPU's cache."""
 
@@ -66,8 +68,28 @@ class LinearProbe:
         return self.bias if self.position is None else self.bias + self.position
 
     def predict(self, activations: np.ndarray) -> np.ndarray:
-        """Predict a property (n, y, x) float64 from activations (n, y, x, channel)."""
-        return predictions(activations, [self])[..., 0]
+        """Predict a property (n, y, x) float64 from activations (n, y, x, channel).
+
+        Args:
+            activations: values of the probe's layer; a `DataArray` may have another order of the
+                dimensions sample, y, x and channel.
+
+        Raises:
+            UserError: they have another number of dimensions, channels or tokens.
+        """
+        named = ("sample", "y", "x", "channel")
+        given: Any = activations
+        if set(getattr(given, "dims", ())) == set(named):
+            given = given.transpose(*named)
+        values = np.asarray(given)
+        grid = values.shape[1:3] if self.position is None else self.position.shape
+        if values.ndim != 4 or values.shape[1:] != (*grid, len(self.weight)):
+            tokens = "y, x" if self.position is None else ", ".join(map(str, grid))
+            raise UserError(
+                f"activations: the probe does not take their shape ({values.shape}). Fix: give "
+                f"those of its layer at one step, (n, {tokens}, {len(self.weight)})"
+            )
+        return predictions(values, [self])[..., 0]
 
 
 def predictions(activations: np.ndarray, probes: list[LinearProbe]) -> np.ndarray:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ldmprobe_core.errors import UserError
 from ldmprobe_core.probing.detection import auroc, average_precision
 from ldmprobe_core.probing.measured import measured, score_measured
 from ldmprobe_core.probing.partial import (
@@ -31,29 +32,53 @@ from ldmprobe_core.study.properties import REGISTERED_METRICS, property_of
 
 def dice(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Dice coefficient of two bool masks: 2 |A and B| / (|A| + |B|); 1 if both are empty."""
+    _require_masks(predicted, truth)
     overlap = (predicted & truth).sum((1, 2))
     return ratio_or_one(2.0 * overlap, predicted.sum((1, 2)) + truth.sum((1, 2)))
 
 
 def iou(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Intersection over union of two bool masks; 1 if both are empty."""
+    _require_masks(predicted, truth)
     overlap = (predicted & truth).sum((1, 2))
     return ratio_or_one(1.0 * overlap, (predicted | truth).sum((1, 2)))
 
 
 def pearson(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Linear correlation over pixels; NaN if either map is constant or has non-finite values."""
+    _require_alike(predicted, truth)
     return _correlation(flatten_maps(predicted), flatten_maps(truth))
 
 
 def spearman(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Rank correlation over pixels, with mean ranks for ties; NaN if either map is constant."""
+    _require_alike(predicted, truth)
     return _correlation(mean_ranks(flatten_maps(predicted)), mean_ranks(flatten_maps(truth)))
 
 
 def rmse(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Root-mean-square difference over pixels, in the label's units."""
+    _require_alike(predicted, truth)
     return np.sqrt(np.square(flatten_maps(predicted) - flatten_maps(truth)).mean(1))
+
+
+def _require_alike(predicted: np.ndarray, truth: np.ndarray) -> None:
+    """Raise `UserError` unless there is one prediction (y, x) of each label, or one of them all."""
+    if predicted.shape[1:] != truth.shape[1:] or len(predicted) not in (1, len(truth)):
+        raise UserError(
+            f"truth: its shape is not that of the predictions ({truth.shape} and "
+            f"{predicted.shape}). Fix: give both of the same images, (n, y, x)"
+        )
+
+
+def _require_masks(predicted: np.ndarray, truth: np.ndarray) -> None:
+    """Raise `UserError` unless both are bool masks of the same images."""
+    _require_alike(predicted, truth)
+    for name, mask in (("predicted", predicted), ("truth", truth)):
+        if mask.dtype != bool:
+            raise UserError(
+                f"{name}: it is no bool mask (type {mask.dtype}). Fix: cut it, as in {name} > 0.5"
+            )
 
 
 @dataclass(frozen=True)

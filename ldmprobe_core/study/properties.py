@@ -213,6 +213,9 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 """Fields of a `Property` that its kind determines unless they are given."""
 
+SHARE_TOLERANCE = 0.01
+"""Distance from 0..1 that labels of a mask may have, as an interpolation may leave."""
+
 PROPERTIES: dict[str, Property] = {}
 """Registered properties by name."""
 

@@ -158,7 +158,7 @@ class Study(Section):
             keys = " and ".join(f"labels.{prop}" for prop in unread)
             raise ValueError(
                 f"probes.kinds has only {' and '.join(self.linear_kinds)}, which cannot predict "
-                f"{' and '.join(unread)}. Fix: add ridge, or leave {keys} out"
+                f"{' and '.join(unread)}. Fix: add ridge, or set {keys} to null"
             )
         return self
 
@@ -208,10 +208,15 @@ class Study(Section):
         if self.images is None and self.prompts.items is not None:
             distinct = len(set(self.prompts.items[:distinct]))
         if distinct is not None and distinct < 3:
-            field = "prompts.samples" if self.images is None else "images.samples"
+            field, remedy = "images.samples", "give at least 3"
+            if self.images is None:
+                field = "prompts.samples"
+                items = self.prompts.items
+                if items is not None and len(set(items)) < 3:
+                    field, remedy = "prompts.items", "give at least 3 different prompts"
             raise ValueError(
                 f"{field} gives {distinct} distinct prompt{'s' * (distinct != 1)}, too few for a "
-                "split by prompt into train, validation and test. Fix: give at least 3"
+                f"split by prompt into train, validation and test. Fix: {remedy}"
             )
         return self
 

@@ -84,6 +84,16 @@ def test_create_intervention_replaces_arrays_of_an_interrupted_attempt(run, monk
     assert carry_out_intervention(run, spec).pairs == 2
 
 
+def test_an_intervention_edits_as_many_samples_by_default_as_a_small_run_has(run):
+    available = [s for s in run.samples[: run.n_stored] if s.split == "test"]
+    assert len(available) < Intervention().samples
+    name = create_intervention(run, Intervention(steps=1, seed=13))
+    assert run.open(f"interventions/{name}").sizes["sample"] == len(available)
+    assert create_intervention(run, Intervention(steps=1, seed=13)) == name
+    with pytest.raises(UserError, match=r"samples: more than the run's \d test samples \(8\)"):
+        create_intervention(run, Intervention(steps=1, seed=13, samples=8))
+
+
 def test_create_intervention_keeps_results_that_lost_their_record(run):
     spec = Intervention(samples=2, steps=1, seed=12)
     carry_out_intervention(run, spec)

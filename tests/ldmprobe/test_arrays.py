@@ -160,6 +160,10 @@ def test_fit_probe_chooses_the_penalty_with_the_least_validation_error(data):
     [
         (lambda x, y: (x[0], y), "activations: their shape does not match that of the labels"),
         (lambda x, y: (x, y[:, :5]), "do not divide evenly into 3 x 4 tokens"),
+        (
+            lambda x, y: (x, y.repeat(2, 1)),
+            r"stand for 4 x 2 pixels .*no square.*channels come last",
+        ),
         (lambda x, y: (x * np.nan, y), "values are not finite"),
         (lambda x, y: (x[:1], y[:1]), "too few samples for training and validation"),
     ],
@@ -176,6 +180,8 @@ def test_fit_probe_refuses_what_does_not_fit(data, change, words):
     ({"penalties": [0.1, float("nan")]}, "penalties: not all are finite and above 0"),
     ({"validation": float("nan")}, "validation: not a fraction"),
     ({"validation": 2}, "validation: not a fraction"),
+    ({"validation": 0}, "validation: not a fraction between 0 and 1 .0.. Fix: give one above 0"),
+    ({"validation": 1.0}, "validation: not a fraction between 0 and 1"),
     ({"validation": "x"}, "validation: not a fraction"),
     ({"seed": -1}, "seed: not a whole number"),
     ({"seed": 0.5}, "seed: not a whole number"),
@@ -183,7 +189,7 @@ def test_fit_probe_refuses_what_does_not_fit(data, change, words):
 ])  # fmt: skip
 def test_fit_probe_refuses_settings_out_of_range(data, settings, words):
     x, y = data
-    with pytest.raises(lp.UserError, match=rf"{words}.*Fix: "):
+    with pytest.raises(lp.UserError, match=words if "Fix" in words else rf"{words}.*Fix: "):
         lp.fit_probe(x, 255 * y, **settings)
 
 

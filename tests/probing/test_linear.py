@@ -1,8 +1,12 @@
 """Predictions of a linear probe."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import xarray as xr
 
+from ldmprobe_core.errors import UserError
 from ldmprobe_core.probing.linear import LinearProbe, finite_samples, predictions
 
 
@@ -25,3 +29,22 @@ def test_a_sample_with_one_infinite_or_nan_activation_is_not_finite(dtype):
 def test_no_samples_have_no_predictions():
     probes = [LinearProbe(np.ones(3), 0.5, 0.1), LinearProbe(np.zeros(3), 1.0, 0.1)]
     assert predictions(np.empty((0, 2, 4, 3), np.float16), probes).shape == (0, 2, 4, 2)
+
+
+def test_predict_takes_named_dimensions_and_refuses_other_shapes():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(5, 2, 3, 4))
+    plain = LinearProbe(rng.normal(size=4), 0.5, 1.0)
+    placed = replace(plain, position=rng.normal(size=(2, 3)))
+    for probe in (plain, placed):
+        expected = values @ probe.weight + 0.5
+        if probe.position is not None:
+            expected = expected + probe.position
+        named = xr.DataArray(values, dims=("sample", "y", "x", "channel"))
+        for given in (named, named.transpose("channel", "x", "sample", "y"), values.tolist()):
+            np.testing.assert_allclose(probe.predict(given), expected, rtol=1e-12)
+        for wrong in (values[0], values[None], values[..., :3], np.moveaxis(values, -1, 1)):
+            with pytest.raises(UserError, match=r"^activations: the probe does not .*, 4\)$"):
+                probe.predict(wrong)
+    with pytest.raises(UserError, match=r"\(n, 2, 3, 4\)$"):
+        placed.predict(values[:, :, :2])

@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import f1_score, jaccard_score
 
+from ldmprobe_core.errors import UserError
 from ldmprobe_core.probing import metrics
 
 
@@ -108,3 +109,26 @@ def test_one_prediction_of_all_images_is_scored_as_a_copy_for_each(prop, missing
     found = metrics.score_maps(prop, one, truth, mean_map, cut=cut)
     np.testing.assert_allclose(found, copies, rtol=0, atol=1e-12)
     assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("name", ["dice", "iou"])
+def test_masks_that_are_not_bool_are_refused(name):
+    """As integers, 1 and 255 have one bit in common."""
+    metric = getattr(metrics, name)
+    mask = np.arange(16).reshape(1, 4, 4) > 7
+    for other in (mask * 255, mask.astype(float)):
+        with pytest.raises(UserError, match=r"^truth: it is no bool mask .*Fix: cut it"):
+            metric(mask, other)
+        with pytest.raises(UserError, match=r"^predicted: it is no bool mask .*Fix: cut it"):
+            metric(other, mask)
+
+
+@pytest.mark.parametrize("name", ["dice", "iou", "pearson", "spearman", "rmse"])
+def test_maps_of_other_images_are_refused(name):
+    metric = getattr(metrics, name)
+    maps = np.arange(48).reshape(3, 4, 4) % 5 > 1
+    maps = maps if name in ("dice", "iou") else maps.astype(float)
+    assert metric(maps[:1], maps).shape == (3,)
+    for other in (maps[:1], maps[:2], maps[:, :2]):
+        with pytest.raises(UserError, match=r"^truth: its shape is not that of the predictions"):
+            metric(maps, other)

@@ -80,7 +80,7 @@ def test_overrides_are_read_as_yaml():
         ({"probes": {"kinds": ["ridge", "ridge"]}}, r"^study: probes: kinds has .*\. Fix: "),
         ({"sampling": {"steps": True}}, r"^study: sampling\.steps is true: .*\. Fix: "),
         ({"samplng": {}}, r"^study: samplng is not a key of a study; .*\. Fix: "),
-        ({"prompts": {"items": ["a", "b"]}}, r"^study: prompts\.samples gives 2 .*\. Fix: "),
+        ({"prompts": {"items": ["a", "b"]}}, r"^study: prompts\.items gives 2 .*\. Fix: "),
     ],
 )
 def test_parse_study_names_the_field_once_with_a_remedy(content, words):

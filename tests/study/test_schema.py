@@ -83,7 +83,15 @@ def test_study_survives_its_own_json():
         ({"sampling": {"scheduler": "magic"}}, ["sampling.scheduler", "magic", "ddim"]),
         ({"prompts": {"items": []}}, ["prompts", "empty"]),
         ({"prompts": {"items": ["a", " "]}}, ["items[1]", "empty prompt"]),
-        ({"prompts": {"items": ["same", "same"]}}, ["1 distinct prompt,", "split"]),
+        (
+            {"prompts": {"items": ["same", "same"]}},
+            ["prompts.items gives 1 distinct prompt,", "3 different"],
+        ),
+        (
+            {"prompts": {"items": ["a", "b", "c"], "samples": 2}},
+            ["prompts.samples gives 2 distinct"],
+        ),
+        ({"probes": {"kinds": ["logistic"]}}, ["or set labels.depth and labels.shading to null"]),
         ({"prompts": {"samples": 2}}, ["prompts.samples", "2"]),
         ({"name": "../up"}, ["name", "../up", "lowercase"]),
         ({"name": "a" * 10_000}, ["name", "63"]),

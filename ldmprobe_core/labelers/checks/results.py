@@ -13,7 +13,7 @@ import torch
 from ldmprobe_core.errors import LdmprobeError, RunError, UserError
 from ldmprobe_core.labelers.base import Labeler, LabelerEntry
 from ldmprobe_core.study.probe_sections import LabelerSpec
-from ldmprobe_core.study.properties import CLASS, Property
+from ldmprobe_core.study.properties import CLASS, SHARE_TOLERANCE, Property
 
 _LONGEST_CAUSE = 300
 """Number of characters of another exception's message that a message quotes."""
@@ -98,16 +98,33 @@ class CheckedLabeler:
             )
 
     def try_on(self, images: np.ndarray) -> None:
-        """Call the labeler on images that belong to no run, and check the type and shape of labels.
+        """Call the labeler on an image that belongs to no run, and check what it returns.
+
+        Undefined labels (NaN) are accepted, as it may find nothing in this image.
 
         Raises:
-            UserError: the labeler raised an exception, or its result is not usable.
+            UserError: the labeler raised an exception, its result is not numeric, or it has another
+                shape, or values outside 0..1 for a mask or class probabilities.
         """
         height, width = images.shape[1:3]
         failure = f"failed on an image of noise, {height} x {width} pixels"
         with named_errors(self.key, self.name, UserError, f"{_OTHER}, or {_ANY_IMAGE}", failure):
             result = self.labeler(images)
-        self._labels(result, images)
+        labels = self._labels(result, images)
+        lowest, highest = np.fmin.reduce(labels, None), np.fmax.reduce(labels, None)
+        if self._is_share and (lowest < -SHARE_TOLERANCE or highest > 1 + SHARE_TOLERANCE):
+            raise UserError(
+                f"labels.{self.key}: the labeler {self.name!r} returned values from {lowest:g} to "
+                f"{highest:g} for an image of noise, {height} x {width} pixels. Fix: let it return "
+                "values from 0 to 1"
+            )
+
+    @property
+    def _is_share(self) -> bool:
+        """Flag that is True if labels are a mask or probabilities, from 0 to 1."""
+        if self.record is None or self.record.component is not None:
+            return self.key == CLASS
+        return self.record.is_mask
 
     def _labels(self, result: Any, images: np.ndarray) -> np.ndarray:
         """Convert the labeler's result for images to float32 labels.

@@ -20,8 +20,8 @@ def trial_problems(
 ) -> tuple[str, ...]:
     """Call each labeler that is not part of this package once, on an image of noise.
 
-    Only exceptions, types and shapes matter: a labeler may find nothing in noise, and leave its
-    labels undefined.
+    Exceptions, types, shapes and the range of masks matter.  Values do not: a labeler may find
+    nothing in noise, and leave its labels undefined.
 
     Args:
         labelers: labelers by property, as `load_labeler` loads them.

@@ -52,6 +52,8 @@ def decode_text(data: bytes, name: str) -> str:
     """
     if data.startswith(_SPREADSHEETS):
         raise UserError(f"{name}: the file is a spreadsheet. Fix: export it as CSV, in UTF-8")
+    if data.startswith(b"\x1f\x8b"):
+        raise UserError(f"{name}: the file is compressed (gzip). Fix: unpack it with gunzip")
     for mark, encoding in _WIDE.items():
         if data.startswith(mark):
             raise UserError(f"{name}: the file is {encoding}. Fix: save it as UTF-8")

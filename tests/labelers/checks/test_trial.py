@@ -27,6 +27,9 @@ MODULE = """
     def undefined(images):
         return np.full(images.shape[:3], np.nan)
 
+    def levels(images):
+        return np.where(images[..., 0] > 128, 255, 0)
+
     def graded(images):
         import torch
         return [torch.zeros(images.shape[1:3], requires_grad=True) for _ in images]
@@ -86,6 +89,15 @@ def test_a_labeler_is_refused_for_exceptions_types_and_shapes_alone(module, labe
     assert len(problems) == (words is not None)
     for problem in problems:
         assert problem.startswith(f"labels.shading: the labeler {name!r} {words}")
+
+
+def test_values_of_masks_alone_are_shares(module):
+    labelers = {prop: loaded(prop, f"{module}:levels") for prop in ("depth", "foreground")}
+    (problem,) = trial_problems(labelers, SIZE, elsewhere=False)
+    assert problem.startswith(
+        f"labels.foreground: the labeler '{module}:levels' returned values from 0 to 255 for an "
+        "image of noise, 8 x 16 pixels. Fix: let it"
+    )
 
 
 def test_the_components_of_a_vector_are_tried_in_one_call(module):
