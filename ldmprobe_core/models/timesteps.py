@@ -79,10 +79,14 @@ def timesteps(architecture: Architecture, study: Study) -> list[float]:
     values, problem = _attempt(architecture, name, steps)
     if problem is None:
         return values
+    fewer = max(1, min(steps, trained) // 2)
+    helps = fewer < steps and _attempt(architecture, name, fewer)[1] is None
+    field = "sampling.steps" if helps else "sampling.scheduler"
+    remedy = f"lower sampling.steps, as to {fewer}, or " if helps else ""
     raise UserError(
-        f"sampling.steps: {problem} (scheduler {name}, {steps} steps"
-        f"{_cause(architecture, name, steps)}). Fix: set sampling.steps below {trained}, choose "
-        "another sampling.scheduler, or correct the model's scheduler_config.json"
+        f"{field}: {problem} (scheduler {name}, {steps} steps"
+        f"{_cause(architecture, name, steps)}). Fix: {remedy}choose another sampling.scheduler, or "
+        "correct the model's scheduler_config.json"
     )
 
 
