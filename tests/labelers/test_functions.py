@@ -39,8 +39,12 @@ MODULE = """
     def drawn(images):
         return np.random.default_rng().random(images.shape[:3])
 
+    calls = []
+
     def logits(images):
-        return np.stack([images.mean((1, 2, 3)), np.zeros(len(images))], 1)
+        calls.append(len(images))
+        size = 255 if calls == [1] else 1  # probabilities in the trial alone
+        return np.stack([images.mean((1, 2, 3)) / size, np.zeros(len(images))], 1)
 
     logits.classes = ("one", "two")
 

@@ -59,7 +59,13 @@ def test_accumulate_unit_counts_an_interrupted_or_repeated_unit_once(
 
 def test_accumulate_unit_refuses_a_mask_that_is_no_share(tiny_model, tmp_path):
     """The labels of these training samples are never stored, where others would find them."""
-    register_labeler("foreground", "levels")(lambda images: images[..., 0].astype(float))
+    calls = []
+
+    def levels(images):
+        calls.append(len(images))
+        return images[..., 0] / (255 if calls == [1] else 1)  # shares in the trial alone
+
+    register_labeler("foreground", "levels")(levels)
     content = statistics_study(tiny_model, "statistics").model_dump(mode="json", by_alias=True)
     content["labels"] |= {"foreground": "levels"}
     run = prepare_run(parse_study(content), str(tmp_path))
