@@ -52,10 +52,9 @@ def test_worker_watch_stops_a_flow_that_has_no_workers(monkeypatch, capfd):
     for answer in (lambda *_, **__: {"workers": {}}, no_scheduler):
         client = SimpleNamespace(sync=answer, scheduler=SimpleNamespace(identity=None))
         with stoppable(), WorkerWatch(client, None):
-            deadline, said = time.monotonic() + 60, ""
-            while "no Dask worker" not in said:  # the thread prints this after its request
+            deadline = time.monotonic() + 60
+            while (stop := requested_stop()) is None:  # the thread prints its message before this
                 assert time.monotonic() < deadline
                 time.sleep(0.05)  # polling, bounded by the deadline
-                said += capfd.readouterr().err
-            stop = requested_stop()
+            assert "no Dask worker" in capfd.readouterr().err
         assert (stop.exit_code, stop.waits) == (3, False)
