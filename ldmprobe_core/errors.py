@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 
+NEW_RUN = "begin a new run (move this one away, or choose another store)"
+"""Remedy where a labeler has to change, since a run does not continue with another labeler."""
+
 
 class LdmprobeError(Exception):
     """Base class of all exceptions that this package raises deliberately.

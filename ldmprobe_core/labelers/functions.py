@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ldmprobe_core.errors import UserError
+from ldmprobe_core.errors import NEW_RUN, UserError
 from ldmprobe_core.labelers.base import LabelerEntry, SourceFile, no_weights
 from ldmprobe_core.study.extensions.components import Component
 from ldmprobe_core.study.extensions.definitions import (
@@ -77,8 +77,7 @@ class JointLabeler:
             raise UserError(
                 f"labels.{component.vector}: the labeler returned {maps[outside][0]:g}, which is "
                 f"no class index. Fix: return whole numbers from 0 to {component.size - 1}, in the "
-                "order of the classes in the property's declaration, and begin a new run (move "
-                "this one away, or choose another store)"
+                f"order of the classes in the property's declaration, and {NEW_RUN}"
             )
         return np.equal(maps, component.index).astype(np.float32)
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldmprobe_core.errors import RunError
+from ldmprobe_core.errors import NEW_RUN, RunError
 from ldmprobe_core.study.properties import SHARE_TOLERANCE
 
 
@@ -88,10 +88,6 @@ def require_varied(images: np.ndarray, samples: Sequence[int]) -> None:
         )
 
 
-_NEW_RUN = "and begin a new run (move this one away, or choose another store)"
-"""Remedy where a labeler has to change, since a run does not continue with another labeler."""
-
-
 def require_shares(
     name: str, values: np.ndarray, samples: Sequence[int], noun: str = "mask values"
 ) -> None:
@@ -117,7 +113,7 @@ def require_shares(
         raise RunError(
             f"labels.{name}: the labeler's {noun} range from {flat.min():g} to "
             f"{flat.max():g}, not from 0 to 1 (first in sample {sample}). Fix: let it return "
-            f"values from 0 to 1, or choose another labeler, {_NEW_RUN}"
+            f"values from 0 to 1, or choose another labeler, and {NEW_RUN}"
         )
 
 
@@ -138,7 +134,7 @@ def require_finite_labels(name: str, values: np.ndarray, samples: Sequence[int])
         raise RunError(
             f"labels.{name}: the labeler computed NaN or infinite values for sample {sample}. "
             "Fix: if the labeler is a function of yours, let it return finite values; else check "
-            f"its weights, or choose another labeler, {_NEW_RUN}"
+            f"its weights, or choose another labeler, and {NEW_RUN}"
         )
 
 
@@ -175,5 +171,5 @@ def require_repeatable(name: str, labels: np.ndarray, alone: np.ndarray, sample:
             f"labels.{name}: the labeler gives the image of sample {sample} another label when it "
             f"labels this image alone (by {difference:.3g} on average, of a range of {spread:.3g} "
             "in its batch). Fix: let the label of an image depend on this image alone, and give "
-            f"the same label each time, {_NEW_RUN}"
+            f"the same label each time, and {NEW_RUN}"
         )

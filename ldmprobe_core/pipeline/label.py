@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ldmprobe_core.errors import RunError
+from ldmprobe_core.errors import NEW_RUN, RunError
 from ldmprobe_core.labelers.base import Labeler
 from ldmprobe_core.models.output_checks import (
     require_finite_labels,
@@ -92,8 +92,8 @@ def _require_sound(
     if not np.array_equal(images, stored):
         raise RunError(
             "labels: a labeler changes the images that it gets, which other labelers get too "
-            f"({', '.join(labels)}). Fix: let it work on a copy, images.copy(), and begin a new "
-            "run (move this one away, or choose another store)"
+            f"({', '.join(labels)}). Fix: let it work on a copy, images.copy(), and "
+            f"{NEW_RUN}"
         )
     for name, alone in _label(run, images[:1], members[:1]).items():
         prop = CLASS if name == CLASS_SCORE else name

@@ -46,8 +46,8 @@ def as_label(study: Study, prop: str, values: np.ndarray) -> np.ndarray:
 def top_classes(scores: np.ndarray) -> np.ndarray:
     """Return the index of each image's class with the highest score, or -1 where classes tie.
 
-    A labeler whose best two scores are equal names no class.  To take the first of them would
-    recognise whatever class is listed first, even if all scores are equal.
+    With `numpy.argmax`, a labeler that gives every class the same score would seem to recognise the
+    class with the lowest index.
 
     Args:
         scores: class scores (..., class).

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ldmprobe_core.errors import LdmprobeError, RunError, UserError
+from ldmprobe_core.errors import NEW_RUN, LdmprobeError, RunError, UserError
 from ldmprobe_core.labelers.base import Labeler, LabelerEntry
 from ldmprobe_core.study.probe_sections import LabelerSpec
 from ldmprobe_core.study.properties import CLASS, SHARE_TOLERANCE, Property
@@ -19,7 +19,7 @@ _LONGEST_CAUSE = 300
 """Number of characters of another exception's message that a message quotes."""
 
 _CORRECTED = (
-    "correct the labeler and begin a new run (move this one away, or choose another store), or "
+    f"correct the labeler and {NEW_RUN}, or "
     "run the study again if the cause is outside its code, such as a network"
 )
 _OTHER = "correct the labeler or its settings, or name another one"
@@ -239,7 +239,7 @@ def _cause(error: BaseException) -> str:
 def load_checked(
     entry: LabelerEntry, key: str, spec: LabelerSpec, device: torch.device, record: Property | None
 ) -> Labeler:
-    """Load a labeler from its entry, and check whatever it returns.
+    """Load a labeler, wrapped so that the labels it returns are checked.
 
     Args:
         entry: registry entry of the labeler.
