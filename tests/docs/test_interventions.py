@@ -1,4 +1,4 @@
-"""Figures of interventions in README and docs/interventions.md, against the committed results."""
+"""Figures of interventions in README and docs, against the committed results."""
 
 import importlib.util
 import json
@@ -209,6 +209,15 @@ def of_donors():
 
 def of_readme():
     """Phrases of README.md with the numbers of the committed results."""
+    found, unedited = effects("foreground"), RESULTS["foreground"]["unedited"]
+    above = score(found["orthogonal"]["edit_less_this"])
+    mean = found["edited"]["mean"]["mean"]
+    yield f"rises from {unedited['mean']:.2f} to {mean:.2f}, {above} above"
+    yield f"(Dice {effects('foreground-erased')['edited']['mean']['mean']:.2f} with the masks"
+
+
+def of_results():
+    """Phrases of docs/results.md with the numbers of the committed results."""
     found = {name: effects(name) for name in ("foreground", "depth", "shading")}
     above = {name: score(found[name]["orthogonal"]["edit_less_this"]) for name in found}
     erased = {name: effects(f"{name}-erased") for name in ("foreground", "depth")}
@@ -243,6 +252,7 @@ def of_readme():
 
 @pytest.mark.parametrize(("page", "phrases"), [("docs/interventions.md", of_page),
                                                ("docs/interventions.md", of_donors),
+                                               ("docs/results.md", of_results),
                                                ("README.md", of_readme)])  # fmt: skip
 def test_sentences_have_the_committed_results(page, phrases):
     text = " ".join((ROOT / page).read_text("utf-8").split())

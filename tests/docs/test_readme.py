@@ -1,4 +1,4 @@
-"""README.md: its Python example as it stands, and its table as a run's summary gives it."""
+"""README.md and docs/results.md: the example as it stands, numbers as committed runs give them."""
 
 import json
 from pathlib import Path
@@ -78,12 +78,49 @@ def table_rows(text):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
-def test_readme_table_has_the_numbers_of_the_committed_summary():
-    """docs/tabletop-summary.json is the summary of the run of `make demo`."""
+README_ROWS = [
+    "best cell",
+    "it exceeds position alone by",
+    "probes of shuffled labels (20 permutations, p = 1/21) by",
+    "probes of 5 x 5 noisy latents by",
+    "the prompt alone by",
+    "onset: probes",
+    "onset: labeler on decoded latents (64 test images)",
+    "lead over the labeler on decoded latents",
+    "lead over the labeler on the predicted clean image",
+]
+
+
+@pytest.fixture(scope="module")
+def results():
+    """Foreground, depth and shading of docs/tabletop-summary.json, of the run of `make demo`."""
     summary = json.loads((ROOT / "docs" / "tabletop-summary.json").read_text("utf-8"))
-    results = [summary["properties"][name] for name in ("foreground", "depth", "shading")]
     assert [summary["samples"]["total"], summary["steps"], summary["layers"]] == [240, 15, 7]
-    text = (ROOT / "README.md").read_text("utf-8").split("## A result", 1)[1]
+    return [summary["properties"][name] for name in ("foreground", "depth", "shading")]
+
+
+def text_of(page, heading):
+    """Text of a page after a heading."""
+    return (ROOT / page).read_text("utf-8").split(heading, 1)[1]
+
+
+@pytest.mark.parametrize(
+    ("page", "heading", "rows"),
+    [
+        ("README.md", "## A result", README_ROWS),
+        ("docs/results.md", "## What can be read", list(ROWS)),
+    ],
+)
+def test_table_has_the_numbers_of_the_committed_summary(page, heading, rows, results):
+    table = table_rows(text_of(page, heading).split("| mean angle", 1)[0].split("\n## ", 1)[0])
+    assert table == [[label, *(ROWS[label](result) for result in results)] for label in rows]
+    controls = [result["controls"] for result in results]
+    assert {control["permuted_weights"]["samples"]["test"] for control in controls} == {65}
+    assert {control["clean_pixels"]["samples"]["test"] for control in controls} == {64}
+
+
+def test_sentences_have_the_numbers_of_the_committed_summary(results):
+    text = " ".join(text_of("docs/results.md", "## What can be read").split())
     alone = [
         ", ".join(
             f"{result['controls'][name]['own_best']['score']['mean']:.2f}" for result in results
@@ -94,12 +131,17 @@ def test_readme_table_has_the_numbers_of_the_committed_summary():
     clean = [result["leads"]["clean"]["onset"] for result in results[1:]]
     depth, shading = (f"[{lead['low']}, {lead['high']}]" for lead in clean)
     assert f"for depth {depth} and shading {shading} the labeler may be ahead" in text
-    table = table_rows(text.split("| mean angle", 1)[0])
-    expected = [[label, *(value(result) for result in results)] for label, value in ROWS.items()]
-    assert table == expected
-    controls = [result["controls"] for result in results]
-    assert {control["permuted_weights"]["samples"]["test"] for control in controls} == {65}
-    assert {control["clean_pixels"]["samples"]["test"] for control in controls} == {64}
+    first = [result["steps"][0] for result in results[:2]]
+    means = [f"{step['value']['mean']:.2f}" for step in first]
+    noise = [
+        f"{step['value']['mean'] - step['less_inputs']['latents']['mean']:.2f}" for step in first
+    ]
+    readme = " ".join(text_of("README.md", "## A result").split())
+    assert (
+        f"(AUROC {means[0]} and {noise[0]}; partial rank correlation {means[1]} and {noise[1]},"
+        in readme
+    )
+    assert f"foreground has an AUROC of {means[0]}, the noise {noise[0]}" in text
 
 
 def test_committed_summary_has_every_field_of_the_present_records():
@@ -107,12 +149,12 @@ def test_committed_summary_has_every_field_of_the_present_records():
     assert json.loads(Summary.model_validate(summary).model_dump_json(by_alias=True)) == summary
 
 
-def test_readme_table_of_normals_has_the_numbers_of_the_committed_summary():
+def test_table_of_normals_has_the_numbers_of_the_committed_summary():
     """docs/normals-summary.json holds a run's `vectors`, and the controls of their components."""
     summary = json.loads((ROOT / "docs" / "normals-summary.json").read_text("utf-8"))
     normals = summary["vectors"]["normals"]
     inputs = normals["inputs"]
-    text = (ROOT / "README.md").read_text("utf-8").split("| mean angle", 1)[1]
+    text = text_of("docs/results.md", "| mean angle")
     degrees = {
         "best cell": normals["best"]["degrees"],
         "position alone": normals["position"],
@@ -126,6 +168,12 @@ def test_readme_table_of_normals_has_the_numbers_of_the_committed_summary():
     assert table == [
         [name, f"{v['mean']:.1f} [{v['low']:.1f}, {v['high']:.1f}]"] for name, v in degrees.items()
     ]
+    best, position = (
+        f"{v['mean']:.1f} [{v['low']:.1f}, {v['high']:.1f}]"
+        for v in (normals["best"]["degrees"], normals["position"])
+    )
+    readme = " ".join(text_of("README.md", "## A result").split())
+    assert f"Probes are {best} degrees off the labels, position alone {position}" in readme
     controls = [c for part in summary["controls"].values() for c in part.values() if c]
     assert len(controls) == 18
     assert all(control["difference"]["low"] > 0 for control in controls)
