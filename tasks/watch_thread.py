@@ -8,10 +8,15 @@ from types import TracebackType
 from typing import Self
 
 
+# In seconds.  Longer waits would hold up the end of a run for a server that does not answer.
+LONGEST_END = 1.0
+
+
 class WatchThread:
     """Context manager whose thread runs `keep_looking` until the block of code ends.
 
-    A derived class overrides `keep_looking` with a loop that ends when `over` is set.
+    A derived class overrides `keep_looking` with a loop that ends when `over` is set.  The end of
+    the block waits for the thread, at most `LONGEST_END` seconds.
 
     Args:
         name: name of the thread.
@@ -39,6 +44,8 @@ class WatchThread:
         trace: TracebackType | None,
     ) -> None:
         self.over.set()
+        # Otherwise what the thread does last, such as a request to stop, could reach the next flow.
+        self._thread.join(LONGEST_END)
 
     def keep_looking(self) -> None:
         """Watch in a loop until `over` is set; a derived class overrides this."""
