@@ -6,7 +6,7 @@ from io import StringIO
 
 import pytest
 from rich.console import Console
-from summaries import THIRD, WIDE, control, curve, summary
+from summaries import THIRD, WIDE, control, curve, overview, summary
 
 from flows.commands.tables import print_summary
 from ldmprobe_core.analysis.curves import RIVALS
@@ -16,7 +16,6 @@ from ldmprobe_core.analysis.records import (
     NonfiniteRecord,
     UndefinedRecord,
 )
-from ldmprobe_core.analysis.report.overview import overview_sentences
 from ldmprobe_core.analysis.report.text import (
     best_rows,
     headline,
@@ -226,9 +225,9 @@ def test_headline_of_one_test_prompt_compares_with_nothing():
     result.undefined.best = 4
     (line,) = headline(whole)
     assert line.endswith("no interval (1 test prompt, 4 test scores undefined) to compare by.")
-    (line,) = overview_sentences(whole)
-    assert line.endswith(
-        "; too few test prompts with a defined score for intervals and comparisons."
+    assert overview(whole) == (
+        "0.60 rank correlation at step 9, a.attn1; too few test prompts with a defined score for "
+        "intervals and comparisons."
     )
 
 
@@ -236,54 +235,52 @@ def test_sentences_on_labels_without_variation_name_this_and_no_cell():
     whole = summary(0.3, 0.2, 0.1)
     nothing = Interval(mean=None, low=None, high=None)
     whole.properties["depth"].best.score = nothing
-    for sentences in (headline(whole), overview_sentences(whole)):
-        (line,) = sentences
-        assert line == (
-            "Depth: the rank correlation of its probes is undefined in every test image, as where "
-            "the labels or the predictions do not vary within an image, so that nothing can be "
-            "compared."
-        )
+    clause = (
+        "the rank correlation of its probes is undefined in every test image, as where the labels "
+        "or the predictions do not vary within an image, so that nothing can be compared."
+    )
+    assert headline(whole) == [f"Depth: {clause}"]
+    assert overview(whole) == f"not measured {clause}"
     output = StringIO()
     print_summary(whole, "runs/x", Console(file=output, markup=False))
     assert "Best cell" not in output.getvalue()
 
 
-def test_overview_sentences_say_score_controls_and_step():
-    """A score of 0.6, and an onset at step 3 [2, 4], or one that spans all steps."""
-    (line,) = overview_sentences(summary(0.3, 0.3, 0.3))
-    assert line == (
-        "Depth: rank correlation 0.60 [0.55, 0.65] at step 9, a.attn1, above every control; the "
-        "closest, position alone, is 0.30 [0.25, 0.35] lower. From step 3 [2, 4] of 15 on, "
-        "probes hold at least half of their last step's gain over position alone."
+def test_overview_says_score_controls_and_step():
+    """A score of 0.6, and an onset at step 3 [2, 4], or one that spans all steps, or none."""
+    assert overview(summary(0.3, 0.3, 0.3)) == (
+        "0.60 [0.55, 0.65] rank correlation at step 9, a.attn1; +0.30 [0.25, 0.35] above position "
+        "alone, the closest of 3 controls, all clearly exceeded; step 3 [2, 4] of 15: from here "
+        "on, probes keep at least half of their final gain over position."
     )
-    (line,) = overview_sentences(summary(0.3, 0.3, 0.3, onset=WIDE))
-    assert line.endswith("The step from which it can be read is not determined [1, later].")
-    (line,) = overview_sentences(summary(0.3, 0.6, 0.3))
-    assert "not clearly above shuffled labels." in line
-    (line,) = overview_sentences(summary(0.6, 0.6, 0.6))
-    assert "above position alone, shuffled labels and permuted weights." in line
+    assert overview(summary(0.3, 0.3, 0.3, onset=WIDE)).endswith(
+        "; not determined [1, later] step from which probes keep at least half of their final gain "
+        "over position."
+    )
+    assert overview(summary(0.3, 0.3, 0.3, onset=Crossing())).endswith(
+        "all clearly exceeded; undefined when it emerges."
+    )
+    assert "; not clearly above shuffled labels; step" in overview(summary(0.3, 0.6, 0.3))
+    assert "; not clearly above position alone, shuffled labels and permuted weights; " in overview(
+        summary(0.6, 0.6, 0.6)
+    )
 
 
 @pytest.mark.parametrize(
     ("steps", "low", "high", "determined", "text"),
     [
-        (5, 3, 6, True, "5 [3, 6] steps later"),
-        (0, 0, 0, True, "at the same step (0 [0, 0] steps)"),
-        (0, 0, 2, True, "not clearly earlier or later (0 [0, 2] steps)"),
-        (1, -1, 2, True, "not clearly earlier or later (1 [-1, 2] steps)"),
-        (-3, -4, -1, True, "3 [1, 4] steps earlier"),
-        (6, 3, 10, False, "3 to 10 steps later (not determined more closely)"),
-        (0, -4, 4, False, "between 4 steps earlier and 4 later (not determined more closely)"),
-        (0, -1, 1, False, "between 1 step earlier and 1 later (not determined more closely)"),
-        (3, 0, 7, False, "between the same step and 7 later (not determined more closely)"),
-        (
-            -4,
-            -8,
-            0,
-            False,
-            "between 8 steps earlier and the same step (not determined more closely)",
-        ),
-        (-6, -9, -2, False, "2 to 9 steps earlier (not determined more closely)"),
+        (5, 3, 6, True, "5 steps [3, 6] ahead of the labeler in {}"),
+        (1, 1, 1, True, "1 step [1, 1] ahead of the labeler in {}"),
+        (0, 0, 0, True, "0 steps [0, 0] ahead of the labeler in {}"),
+        (0, 0, 2, True, "0 steps [0, 2] ahead of the labeler in {} (which is first is open)"),
+        (1, -1, 2, True, "1 step [-1, 2] ahead of the labeler in {} (which is first is open)"),
+        (-1, -2, 0, True, "-1 step [-2, 0] ahead of the labeler in {} (which is first is open)"),
+        (-3, -4, -1, True, "3 steps [1, 4] behind the labeler in {}"),
+        (6, 3, 10, False, "3 to 10 steps ahead of the labeler in {} (not determined more closely)"),
+        (0, -4, 4, False, "-4 to 4 steps ahead of the labeler in {} (which is first is open)"),
+        (3, 0, 7, False, "0 to 7 steps ahead of the labeler in {} (which is first is open)"),
+        (-4, -8, 0, False, "-8 to 0 steps ahead of the labeler in {} (which is first is open)"),
+        (-6, -9, -2, False, "2 to 9 steps behind the labeler in {} (not determined more closely)"),
     ],
 )
 def test_overview_names_an_order_only_if_the_interval_of_the_lead_excludes_zero(
@@ -292,10 +289,13 @@ def test_overview_names_an_order_only_if_the_interval_of_the_lead_excludes_zero(
     made = summary(0.3, 0.3, 0.3)
     lead = Lead(steps=steps, low=low, high=high, determined=determined)
     made.properties["depth"].leads = LeadsRecord(
-        **dict.fromkeys(RIVALS, LeadRecord(onset=lead, settled=Lead()))
+        **{name: LeadRecord(onset=Lead() if "recalibrated" in name else lead, settled=Lead())
+           for name in RIVALS}
+    )  # fmt: skip
+    decoded, clean = (
+        text.format(f"the {name}") for name in ("decoded latents", "predicted clean image")
     )
-    (line,) = overview_sentences(made)
-    assert f"The labeler reaches that half {text} in the decoded latents" in line
+    assert overview(made).endswith(f"; {decoded}; {clean}.")
 
 
 def test_best_cell_prints_as_a_line():
@@ -362,16 +362,15 @@ def test_warnings_count_empty_masks_of_masks_alone():
 @pytest.mark.parametrize(
     ("recalibrated", "card", "clause"),
     [
-        (Lead(), "decoded latents, and", "6 [3, 8] steps, and over"),
+        (Lead(), "", "6 [3, 8] steps, and over"),
         (
             Lead(steps=6, low=3, high=8, determined=True),
-            "decoded latents, recalibrated to the labels too, and",
+            ", recalibrated to the labels too",
             "6 [3, 8] steps (6 [3, 8] steps with its maps recalibrated to the labels), and over",
         ),
         (
             Lead(steps=5, low=2, high=8, determined=False),
-            "decoded latents, recalibrated to the labels 2 to 8 steps later (not determined more "
-            "closely), and",
+            "; recalibrated to the labels, 2 to 8 steps ahead of it (not determined more closely)",
             "6 [3, 8] steps (not determined [2, 8] with its maps recalibrated to the labels), and",
         ),
     ],
@@ -385,8 +384,8 @@ def test_sentences_on_leads_name_the_recalibrated_labeler_too(recalibrated, card
     result.leads = LeadsRecord(
         **{name: LeadRecord(onset=one, settled=Lead()) for name, one in leads.items()}
     )
-    (line,) = overview_sentences(made)
-    assert f"reaches that half 6 [3, 8] steps later in the {card} " in line
+    fact = f"; 6 steps [3, 8] ahead of the labeler in the decoded latents{card}; 6 steps"
+    assert fact in overview(made)
     (line,) = headline(made)
     assert f"the labeler on decoded latents is {clause} " in line
 

@@ -15,6 +15,7 @@ from ldmprobe_core.analysis.records import (
     Summary,
     UndefinedRecord,
 )
+from ldmprobe_core.analysis.report.overview import overview_facts, overview_notes
 from ldmprobe_core.probing.inference.bootstrap import Interval
 from ldmprobe_core.probing.inference.emergence import Crossing, Lead
 
@@ -74,3 +75,10 @@ def summary(position, shuffled, permuted, onset=THIRD, **more):
         steps=15, layers=1, properties={"depth": result}, classes=None, nonfinite=0, seconds={},
         bytes=1, versions={},
     )  # fmt: skip
+
+
+def overview(made):
+    """Facts and notes of a summary's only property, as one text."""
+    (result,) = made.properties.values()
+    facts = "; ".join(map(str, overview_facts(result, made)))
+    return f"{facts}. {overview_notes(result, made)}".strip()

@@ -1,9 +1,9 @@
-"""Overview at the top of a report: a few sentences and two small figures for each property."""
+"""Overview at the top of a report: a few numbers and two small figures for each property."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -28,103 +28,114 @@ from ldmprobe_core.analysis.report.style import (
     PROBE_LINE,
 )
 from ldmprobe_core.analysis.report.text import (
-    lead,
     metric_title,
     number,
     property_title,
     unmeasured_clause,
 )
 from ldmprobe_core.analysis.run_analysis import RunAnalysis
-from ldmprobe_core.probing.inference.bootstrap import Bootstrap
+from ldmprobe_core.probing.inference.bootstrap import Bootstrap, Interval
 from ldmprobe_core.probing.inference.emergence import Lead
 from ldmprobe_core.study.layers import short_layer
 
 
-def overview_sentences(summary: Summary) -> list[str]:
-    """Write the sentences on each property: best probe, controls, onset and leads."""
-    return [_sentence(name, result, summary) for name, result in summary.properties.items()]
+class Fact(NamedTuple):
+    """One number of a property with what it says, such as ``5 steps [3, 6] later, ...``.
+
+    Attributes:
+        value: the number with its unit, or a word if there is none.
+        interval: its 95% interval; empty if there is none.
+        text: what the number says, which continues it as a phrase.
+    """
+
+    value: str
+    interval: str
+    text: str
+
+    def __str__(self) -> str:
+        return " ".join(part for part in self if part)
 
 
-def _sentence(name: str, result: PropertyRecord, summary: Summary) -> str:
-    """Write the sentences on one property: its best probe, controls, onset and leads."""
+def overview_facts(result: PropertyRecord, summary: Summary) -> list[Fact]:
+    """List a property's facts: best probe, closest control, onset, and leads over the labeler."""
     best, onset = result.best, result.emergence.probe.relative.onset
     if clause := unmeasured_clause(result, summary.samples["test"]):
-        return f"{property_title(name)}: {clause}."
-    text = (
-        f"{property_title(name)}: {metric_title(best.metric)} {number(best.score)} at step "
-        f"{best.step}, {short_layer(best.layer)}"
-    )
+        return [Fact("not measured", "", clause)]
+    score = f"{metric_title(best.metric)} at step {best.step}, {short_layer(best.layer)}"
     if best.score.low is None:
         lost = " with a defined score" if result.undefined.best else ""
-        return f"{text}; too few test prompts{lost} for intervals and comparisons."
-    empty = empty_masks_sentence(result, summary.samples["test"])
-    text += f", {_comparison(result)}.{empty}"
+        few = f"; too few test prompts{lost} for intervals and comparisons"
+        return [_fact(best.score, score + few)]
+    facts = [_fact(best.score, score), _comparison(result)]
+    half = "probes keep at least half of their final gain over position"
     if not onset.distribution:
-        return f"{text} When it emerges is undefined."
-    low, high = onset.low or "later", onset.high or "later"
+        return [*facts, Fact("undefined", "", "when it emerges")]
+    interval = f"[{onset.low or 'later'}, {onset.high or 'later'}]"
     if not onset.determined:
-        return (
-            f"{text} The step from which it can be read is not determined [{low}, {high}]."
-            f"{input_sentence(result)}"
-        )
-    text += (
-        f" From step {onset.step} [{low}, {high}] of {summary.steps} on, probes hold at least half "
-        f"of their last step's gain over position alone.{input_sentence(result)}"
-    )
-    decoded, clean = result.leads.decoded.onset, result.leads.clean.onset
-    if decoded.low is None or clean.low is None:
-        return text
-    recalibrated = _recalibrated(decoded, result.leads.decoded_recalibrated.onset)
-    return (
-        f"{text} The labeler reaches that half {_later(decoded)} in the decoded latents"
-        f"{recalibrated}, and {_later(clean)} in the predicted clean image."
-    )
+        return [*facts, Fact("not determined", interval, f"step from which {half}")]
+    begins = f"of {summary.steps}: from here on, {half}"
+    facts.append(Fact(f"step {onset.step}", interval, begins))
+    leads = result.leads
+    if leads.decoded.onset.low is None or leads.clean.onset.low is None:
+        return facts
+    return [
+        *facts,
+        _ahead(leads.decoded.onset, "decoded latents", leads.decoded_recalibrated.onset),
+        _ahead(leads.clean.onset, "predicted clean image"),
+    ]
 
 
-def _recalibrated(plain: Lead, recalibrated: Lead) -> str:
-    """Say how many steps later a labeler is once its maps are recalibrated, as a fair rival's are.
+def _fact(score: Interval, text: str) -> Fact:
+    """Split a score into its mean and interval, followed by a text."""
+    mean, _, interval = number(score).partition(" ")
+    return Fact(mean, interval, text)
+
+
+def _ahead(value: Lead, where: str, recalibrated: Lead | None = None) -> Fact:
+    """Say how many steps the probes are ahead of a labeler at half of their gain.
 
     Args:
-        plain: lead over the labeler as it is.
-        recalibrated: lead over the recalibrated labeler, undefined without training step images.
+        value: lead of the probes over the labeler.
+        where: image of a step in which the labeler looks.
+        recalibrated: lead over the labeler with its maps recalibrated to the labels, as a fair
+            rival's are; undefined without training step images.
     """
-    if recalibrated.low is None:
-        return ""
-    if _later(recalibrated) == _later(plain):
-        return ", recalibrated to the labels too"
-    return f", recalibrated to the labels {_later(recalibrated)}"
+    steps, interval, order, note = _order(value)
+    text = f"{order} the labeler in the {where}{note}"
+    if recalibrated is None or recalibrated.low is None:
+        return Fact(steps, interval, text)
+    if _order(recalibrated) == _order(value):
+        return Fact(steps, interval, f"{text}, recalibrated to the labels too")
+    *number_too, order_too, note_too = _order(recalibrated)
+    note_too = "" if note_too == note else note_too
+    also = " ".join(part for part in (*number_too, f"{order_too} it{note_too}") if part)
+    return Fact(steps, interval, f"{text}; recalibrated to the labels, {also}")
 
 
-def _later(value: Lead) -> str:
-    """Say how many steps after the probes a labeler reaches their onset, or that this is open.
+def _order(value: Lead) -> tuple[str, str, str, str]:
+    """Format a lead: steps, interval, which of the two is first, and a note if this is open.
 
-    If the interval includes 0, the order of the two is open, so the text names neither as first.
+    If the interval includes 0, the order of the two is open.
     """
     low, high = value.low, value.high
     if low is None or high is None:
-        return "at an undefined step"
-    if not value.determined:
-        if high < 0:
-            span = f"{-high} to {-low} steps earlier"
-        elif low > 0:
-            span = f"{low} to {high} steps later"
-        elif high == 0:
-            span = f"between {-low} steps earlier and the same step"
-        elif low == 0:
-            span = f"between the same step and {high} later"
-        else:
-            span = f"between {-low} step{'s' * (low < -1)} earlier and {high} later"
-        return f"{span} (not determined more closely)"
-    if low == high == 0:
-        return "at the same step (0 [0, 0] steps)"
-    if low <= 0 <= high:
-        return f"not clearly earlier or later ({value.steps} [{low}, {high}] steps)"
+        return "undefined", "", "lead over", ""
+    ahead, note = "ahead of", ""
     if high < 0:
-        return f"{-(value.steps or 0)} [{-high}, {-low}] steps earlier"
-    return f"{lead(value)} steps later"
+        low, high, ahead = -high, -low, "behind"
+    elif low <= 0 and high > low:
+        note = " (which is first is open)"
+    if not value.determined:
+        return f"{low} to {high} steps", "", ahead, note or " (not determined more closely)"
+    steps = abs(value.steps or 0) if ahead == "behind" else value.steps or 0
+    return _counted(steps), f"[{low}, {high}]", ahead, note
 
 
-def _comparison(result: PropertyRecord) -> str:
+def _counted(steps: int) -> str:
+    return f"{steps} step{'s' * (abs(steps) != 1)}"
+
+
+def _comparison(result: PropertyRecord) -> Fact:
     """Name the controls that the best probe does not exceed; if it exceeds all, the closest one.
 
     Those that clearly exceed the probe are named with the difference.
@@ -136,24 +147,41 @@ def _comparison(result: PropertyRecord) -> str:
     if result.not_compared:
         unknown = f"; no interval to compare it with {joined(result.not_compared)}"
     if result.not_beyond != result.not_compared:
-        clauses = [f"not clearly above {joined(result.not_clear)}"] if result.not_clear else []
         by_name = result.controls.by_name()
-        below = [
+        below = " and ".join(
             f"{control_title(name)} (difference {number(by_name[name].difference)})"
             for name in result.below
-        ]
-        clauses += [f"below {' and '.join(below)}"] if below else []
-        return f"{', '.join(clauses)}{unknown}"
+        )
+        if not result.not_clear:
+            return Fact("below", "", below + unknown)
+        below = f", and below {below}" if below else ""
+        return Fact("not clearly", "", f"above {joined(result.not_clear)}{below}{unknown}")
     differences = {
         name: record.difference
         for name, record in result.controls.linear().items()
         if record.compared
     }
     if not differences:
-        return "without an interval to compare it with any control"
+        return Fact("no interval", "", "to compare it with any control")
     nearest = min(differences, key=lambda name: differences[name].mean or 0.0)
-    closest = f"the closest, {control_title(nearest)}, is {number(differences[nearest])} lower"
-    return f"above every {'other ' * bool(unknown)}control; {closest}{unknown}"
+    known = f"the closest of {len(differences)} controls, all clearly exceeded"
+    if len(differences) == 1:
+        known = "the only control" + " with an interval" * bool(unknown)
+    elif unknown:
+        known = f"the closest of {len(differences)} with an interval, all clearly exceeded"
+    mean, interval, text = _fact(
+        differences[nearest], f"above {control_title(nearest)}, {known}{unknown}"
+    )
+    return Fact(f"+{mean}", interval, text)
+
+
+def overview_notes(result: PropertyRecord, summary: Summary) -> str:
+    """Say what limits a property's facts: empty masks, and inputs that do as well at a step."""
+    samples = summary.samples["test"]
+    if result.best.score.low is None or unmeasured_clause(result, samples):
+        return ""
+    empty = empty_masks_sentence(result, samples)
+    return (empty + input_sentence(result)).strip()
 
 
 def overview_figures(
@@ -167,19 +195,20 @@ def overview_figures(
         steps: steps that the rows show, counted from 1.
 
     Yields:
-        name of the property; figure, alternative text, title, sentences and note of its curves;
+        name of the property; figure, alternative text, title, facts and notes of its curves;
         figure and alternative text of its maps, empty if there is no sample.
     """
     shown = ", ".join(map(str, overview_steps(steps)))
-    sentences = overview_sentences(analysis.summary)
-    for prop, sentence in zip(analysis.summary.properties, sentences, strict=True):
-        title, _, text = sentence.partition(": ")
+    for prop, result in analysis.summary.properties.items():
+        facts = overview_facts(result, analysis.summary)
+        notes = overview_notes(result, analysis.summary)
         curves = {
             "figure": overview_curves(prop, analysis),
-            "alternative": f"{prop} over steps. {sentence}",
-            "title": title,
-            "text": text[:1].upper() + text[1:],
-            "curve": _curve_note(analysis.summary.properties[prop]),
+            "alternative": f"{prop} over steps: {'; '.join(map(str, facts))}. {notes}".strip(),
+            "title": property_title(prop),
+            "facts": [fact._asdict() for fact in facts],
+            "notes": notes,
+            "curve": _curve_note(result),
         }
         strip = {
             "figure": overview_images(prop, samples[0], steps),

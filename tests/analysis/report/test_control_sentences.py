@@ -5,14 +5,13 @@ from io import StringIO
 import pytest
 from markupsafe import escape
 from rich.console import Console
-from summaries import interval, summary
+from summaries import interval, overview, summary
 
 from flows.commands.tables import print_summary
 from ldmprobe_core.analysis.controls.wording import difference_sentences
 from ldmprobe_core.analysis.exports import latex_table
 from ldmprobe_core.analysis.index.build import RunEntry, index_page
 from ldmprobe_core.analysis.records import StepRecord
-from ldmprobe_core.analysis.report.overview import overview_sentences
 from ldmprobe_core.analysis.report.text import best_rows, headline
 from ldmprobe_core.probing.inference.bootstrap import Interval
 
@@ -29,14 +28,15 @@ def without_interval(made, *names):
 
 
 @pytest.mark.parametrize(
-    ("shuffled", "clause", "overview", "cell"),
+    ("shuffled", "clause", "fact", "cell"),
     [
         (
             0.2,
             "permuted weights (by 0.50 [0.45, 0.55]), and has no interval to compare it with the "
             "predicted clean image's pixels (difference 0.20 on 4 test images).",
-            "above every other control; the closest, position alone, is 0.30 [0.25, 0.35] lower; "
-            "no interval to compare it with the predicted clean image's pixels.",
+            "; +0.30 [0.25, 0.35] above position alone, the closest of 3 with an interval, all "
+            "clearly exceeded; no interval to compare it with the predicted clean image's pixels; "
+            "step 3",
             "no interval: the predicted clean image's pixels",
         ),
         (
@@ -44,19 +44,18 @@ def without_interval(made, *names):
             "but not clearly above shuffled labels (by 0.02 [-0.03, 0.07]), and has no interval "
             "to compare it with the predicted clean image's pixels (difference 0.20 on 4 test "
             "images).",
-            "not clearly above shuffled labels; no interval to compare it with the predicted clean "
-            "image's pixels.",
+            "; not clearly above shuffled labels; no interval to compare it with the predicted "
+            "clean image's pixels; step 3",
             "shuffled labels; no interval: the predicted clean image's pixels",
         ),
     ],
 )
-def test_a_control_without_an_interval_is_not_called_compared(shuffled, clause, overview, cell):
+def test_a_control_without_an_interval_is_not_called_compared(shuffled, clause, fact, cell):
     """A probe of 0.6 and clean pixels of 0.4 on four test images, too few for an interval."""
     made = without_interval(summary(0.3, shuffled, 0.1, clean_pixels=0.4), "clean_pixels")
     (line,) = headline(made)
     assert clause in line.partition(" Probes of")[0]
-    (line,) = overview_sentences(made)
-    assert overview in line
+    assert fact in overview(made)
     assert f" & {cell} & " in latex_table(made)
     page = index_page("runs", [RunEntry("r", "finished", summary=made)])
     assert f'<td data-run="0">{escape(cell)}</td>' in page
@@ -69,15 +68,15 @@ def test_without_any_interval_no_control_is_called_not_exceeded():
     made = without_interval(summary(0.3, 0.2, 0.1), *names)
     best = made.properties["depth"].best.score
     page = index_page("runs", [RunEntry("r", "finished", summary=made)])
-    (overview,), (line,) = overview_sentences(made), headline(made)
-    assert overview.startswith(
-        "Depth: rank correlation 0.60 [0.55, 0.65] at step 9, a.attn1, without an interval to "
-        "compare it with any control."
+    (line,) = headline(made)
+    assert overview(made).startswith(
+        "0.60 [0.55, 0.65] rank correlation at step 9, a.attn1; no interval to compare it with any "
+        "control; step 3"
     )
     assert "[0.55, 0.65], has no interval to compare it with position alone (difference" in line
     best.low = best.high = None
     table = latex_table(made)
-    for text in (page, table, *headline(made), *overview_sentences(made)):
+    for text in (page, table, *headline(made), overview(made)):
         assert "no interval" in text or "too few test prompts" in text
         assert "not clearly" not in text.replace('"row">not clearly above<', "")
     assert " & no interval & " in table
@@ -158,11 +157,13 @@ def test_sentences_say_that_a_control_is_clearly_better():
         "(by 0.02 [-0.03, 0.07]), and below position alone (difference -0.10 [-0.15, -0.05]), the "
         "latents alone (difference -0.30 [-0.35, -0.25])."
     ) in line
-    (line,) = overview_sentences(made)
     assert (
-        ", not clearly above permuted weights, below position alone (difference -0.10 "
-        "[-0.15, -0.05]) and the latents alone (difference -0.30 [-0.35, -0.25]). From step"
-    ) in line
+        "; not clearly above permuted weights, and below position alone (difference -0.10 "
+        "[-0.15, -0.05]) and the latents alone (difference -0.30 [-0.35, -0.25]); step 3"
+    ) in overview(made)
+    assert "; below position alone (difference -0.10 [-0.15, -0.05]); step 3" in overview(
+        summary(0.7, 0.2, 0.1)
+    )
     (line,) = headline(summary(0.7, 0.2, 0.1))
     assert "but below position alone (difference -0.10" in line
 
@@ -185,8 +186,8 @@ def test_sentences_name_the_steps_at_which_an_input_does_as_well():
         "At step 3, probes are not clearly above the predicted clean image's pixels (apart from "
         "position)."
     )
-    for sentences in (headline(made), overview_sentences(made)):
-        assert clause in sentences[0]
+    for text in (*headline(made), overview(made)):
+        assert clause in text
     for record in made.properties["depth"].steps:
         record.metric = "auroc"
         record.less_inputs["clean_pixels"] = record.less_inputs["latents"]
@@ -205,13 +206,12 @@ def test_sentences_say_how_many_masks_are_empty():
     made.properties = {"foreground": made.properties["depth"]}
     undefined = made.properties["foreground"].undefined
     undefined.truth_empty, undefined.both_empty = 4, 3
-    for sentences in (headline(made), overview_sentences(made)):
-        assert " 4 of 5 label masks are empty; 3 of them score 1 as empty too. " in sentences[0]
+    for text in (*headline(made), f"{overview(made)} "):
+        assert " 4 of 5 label masks are empty; 3 of them score 1 as empty too. " in text
     undefined.truth_empty = undefined.both_empty = 5
-    for sentences in (headline(made), overview_sentences(made)):
-        assert sentences == [
-            "Foreground: all 5 label masks of the test images are empty, so nothing is measured."
-        ]
+    clause = "all 5 label masks of the test images are empty, so nothing is measured."
+    assert headline(made) == [f"Foreground: {clause}"]
+    assert overview(made) == f"not measured {clause}"
     output = StringIO()
     print_summary(made, "runs/x", Console(file=output, markup=False))
     assert "Best cell" not in output.getvalue()
