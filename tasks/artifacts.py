@@ -18,11 +18,12 @@ from prefect.artifacts import (
 )
 
 from ldmprobe_core.analysis.classes.records import ClassesRecord
+from ldmprobe_core.analysis.facts import limits_of, property_facts
 from ldmprobe_core.analysis.index.history import HistoryEntry, history_rows
 from ldmprobe_core.analysis.index.history_chart import history_charts
 from ldmprobe_core.analysis.records import Summary
 from ldmprobe_core.analysis.report.intervention_text import effect_rows, intervention_title
-from ldmprobe_core.analysis.report.text import best_rows, classes_line, headline
+from ldmprobe_core.analysis.report.text import best_rows, classes_line, property_title
 from ldmprobe_core.interventions.results import InterventionSummary
 from ldmprobe_core.storage.lifecycle.retention import Retention
 from ldmprobe_core.storage.run import Run
@@ -58,8 +59,14 @@ def publish(record: dict[str, Any], url: str) -> None:
         description=f"Best cell of each property, run {summary.study_hash}",
     )
     report = f"{run.url}/report/index.html"
-    lines = [f"# {name}", "", *(f"- {line}" for line in headline(summary))]
-    lines += ["", f"Full report: `{report}`"]
+    lines = [f"# {name}", ""]
+    for prop, result in summary.properties.items():
+        facts = [f"- **{fact.value}** {fact.interval} {fact.text}"
+                 for fact in property_facts(result, summary)]  # fmt: skip
+        lines += [f"## {property_title(prop)}", "", *facts, "", limits_of(prop, result, summary)]
+    if summary.classes is not None:
+        lines += [classes_line(summary.classes), ""]
+    lines += [f"Full report: `{report}`"]
     create_markdown_artifact(
         markdown="\n".join(lines),
         key=artifact_key(f"summary-{name}"),

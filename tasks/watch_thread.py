@@ -7,7 +7,6 @@ import threading
 from types import TracebackType
 from typing import Self
 
-
 # In seconds.  Longer waits would hold up the end of a run for a server that does not answer.
 LONGEST_END = 1.0
 

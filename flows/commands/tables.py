@@ -121,10 +121,10 @@ def print_summary(summary: Summary, url: str, console: Console) -> None:
     """Print the results of a run.
 
     The output is a table of the best cell of each property, with one column per property, then
-    the main findings as sentences, and the address of the report.  A cell is a combination of a
-    step and a layer.
+    the main numbers of each with what they say, and the address of the report.  A cell is a
+    combination of a step and a layer.
     """
-    from ldmprobe_core.analysis.report.text import best_rows, headline, unmeasured_clause
+    from ldmprobe_core.analysis.report.text import best_rows, classes_line, unmeasured_clause
 
     rows = best_rows(summary)
     table = _table("", *(row["property"] for row in rows))
@@ -148,10 +148,27 @@ def print_summary(summary: Summary, url: str, console: Console) -> None:
             "the test samples.",
             highlight=False,
         )
-    console.print()
-    for line in headline(summary):
-        console.print(f"• {line}", highlight=False)
+    for name, result in summary.properties.items():
+        _print_facts(name, result, summary, console)
+    if summary.classes is not None:
+        console.print(f"\n{classes_line(summary.classes)}", highlight=False)
     console.print(f"\nReport: {url.rstrip('/')}/report/index.html", highlight=False, soft_wrap=True)
+
+
+def _print_facts(name: str, result: PropertyRecord, summary: Summary, console: Console) -> None:
+    """Print a property's main numbers, one below the other, each beside what it says."""
+    from ldmprobe_core.analysis.facts import limits_of, property_facts
+    from ldmprobe_core.analysis.report.text import property_title
+
+    console.print(f"\n{property_title(name)}", style="bold", highlight=False)
+    table = _table("", "")
+    table.show_header = False
+    table.columns[0].no_wrap = True
+    for fact in property_facts(result, summary):
+        table.add_row(f"{fact.value} {fact.interval}".strip(), fact.text)
+    console.print(table, highlight=False)
+    if limits := limits_of(name, result, summary):
+        console.print(limits, highlight=False)
 
 
 def _last_is_higher(result: PropertyRecord) -> bool:

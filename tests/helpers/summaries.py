@@ -2,6 +2,7 @@
 
 from ldmprobe_core.analysis.controls.records import ControlRecord, ControlsRecord, OwnBestRecord
 from ldmprobe_core.analysis.curves import RIVALS
+from ldmprobe_core.analysis.facts import limits_of, property_facts
 from ldmprobe_core.analysis.records import (
     BarRecord,
     CellRecord,
@@ -15,7 +16,6 @@ from ldmprobe_core.analysis.records import (
     Summary,
     UndefinedRecord,
 )
-from ldmprobe_core.analysis.report.overview import overview_facts, overview_notes
 from ldmprobe_core.probing.inference.bootstrap import Interval
 from ldmprobe_core.probing.inference.emergence import Crossing, Lead
 
@@ -78,7 +78,7 @@ def summary(position, shuffled, permuted, onset=THIRD, **more):
 
 
 def overview(made):
-    """Facts and notes of a summary's only property, as one text."""
-    (result,) = made.properties.values()
-    facts = "; ".join(map(str, overview_facts(result, made)))
-    return f"{facts}. {overview_notes(result, made)}".strip()
+    """Facts of a summary's only property, and what limits them, as one text."""
+    ((name, result),) = made.properties.items()
+    facts = "; ".join(map(str, property_facts(result, made)))
+    return f"{facts}. {limits_of(name, result, made)}".strip()

@@ -134,9 +134,7 @@ def headline(summary: Summary) -> list[str]:
         if best.score.low is not None:
             line += empty_masks_sentence(result, summary.samples["test"])
             line += fixed_cut_sentence(name, result) + _onset_sentence(result)
-        if result.missing:
-            line += f" {result.missing:.1%} of the pixels of its labels are not measured."
-        lines.append(line)
+        lines.append(line + missing_sentence(result))
     if summary.classes is not None:
         lines.append(classes_line(summary.classes))
     return lines
@@ -250,6 +248,13 @@ def _nonfinite_line(summary: Summary, keep: str) -> str:
     more = len(summary.nonfinite_cells) - len(cells)
     cells += [f"and {more} more cells (summary.json)"] if more else []
     return f"{text}{': ' if cells else ''}{'; '.join(cells)}."
+
+
+def missing_sentence(result: PropertyRecord) -> str:
+    """Say which share of a property's labels is not measured, after a space; empty if none is."""
+    if not result.missing:
+        return ""
+    return f" {result.missing:.1%} of the pixels of its labels are not measured."
 
 
 def classes_line(classes: ClassesRecord) -> str:
