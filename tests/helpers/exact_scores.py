@@ -30,4 +30,4 @@ def assert_exact_scores_by_hand(run, summary, maps):
     of_labeler = [stats.spearmanr(labels[i].ravel(), maps[i].depth.ravel()).statistic for i in test]
     assert result.exact.labeler.mean == pytest.approx(np.mean(of_labeler), abs=1e-5)
     page = run.location.read_text("report/index.html")
-    assert page.index("Results on exact maps") < page.index(">Results</h2>")
+    assert page.index("Results on exact maps") < page.index(">Results in sentences</h2>")
