@@ -210,10 +210,15 @@ def of_donors():
 def of_readme():
     """Phrases of README.md with the numbers of the committed results."""
     found, unedited = effects("foreground"), RESULTS["foreground"]["unedited"]
-    above = score(found["orthogonal"]["edit_less_this"])
+    less, null = found["orthogonal"]["edit_less_this"], found["orthogonal"]["mean"]["mean"]
     mean = found["edited"]["mean"]["mean"]
-    yield f"rises from {unedited['mean']:.2f} to {mean:.2f}, {above} above"
-    yield f"(Dice {effects('foreground-erased')['edited']['mean']['mean']:.2f} with the masks"
+    yield f"is {unedited['mean']:.2f} unedited, {mean:.2f} edited, and {null:.2f} after an edit"
+    yield f"reads (difference {score(less)})"
+    yield f"the class is kept in {kept(found['edited'])} of the images"
+    erased = effects("foreground-erased")
+    others = erased["orthogonal"]["mean"]["mean"]
+    yield f"(Dice {score(erased['edited']['mean'])} with the masks of the unedited images; erasing"
+    yield f"other directions, {others:.2f})"
 
 
 def of_results():
