@@ -53,6 +53,15 @@ def control_columns(summary: Summary) -> dict[str, str]:
     return columns | {name: name for name in sorted(used) if name not in columns}
 
 
+def named_controls(summary: Summary) -> str:
+    """List the controls that a run's properties have, and what position alone is."""
+    names = dict.fromkeys(
+        name for result in summary.properties.values() for name in result.controls.linear()
+    )
+    explained = {"position": "position alone, which is the mean map of the training labels"}
+    return ", ".join(explained.get(name, control_title(name)) for name in names)
+
+
 def not_exceeded(result: PropertyRecord) -> str:
     """List the controls that the best probe does not clearly exceed; a dash if there are none.
 

@@ -21,6 +21,7 @@ from ldmprobe_core.analysis.controls.wording import (
     control_columns,
     control_title,
     difference_sentences,
+    named_controls,
     partial_input_lines,
 )
 from ldmprobe_core.analysis.exports import scores_csv
@@ -61,6 +62,7 @@ from ldmprobe_core.analysis.run_analysis import RunAnalysis, write_summary
 from ldmprobe_core.analysis.stored_probes import SampleMaps
 from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.interventions.results import completed_interventions, read_intervention_summary
+from ldmprobe_core.labelers.registry import labelers_of
 from ldmprobe_core.pipeline.groups import STEP_IMAGES, samples_in
 from ldmprobe_core.probing.inference.bootstrap import MINIMUM_CLUSTERS
 from ldmprobe_core.storage.lease import hold_lease
@@ -343,6 +345,7 @@ def _page(run: Run, summary: Summary, figure_records: dict[str, Any]) -> str:
         partial_input_lines=partial_input_lines,
     )
     study, columns = run.study, control_columns(summary)
+    made = labelers_of(study)
     analyses = [part.analyses for part in summary.properties.values() if part.analyses]
     content = yaml.safe_dump(
         json.loads(study.to_json()), sort_keys=False, allow_unicode=True, width=100
@@ -357,6 +360,9 @@ def _page(run: Run, summary: Summary, figure_records: dict[str, Any]) -> str:
         contents=_contents(study, summary, figure_records),
         viewed=figure_records["viewed"],
         columns=columns,
+        made=[prop for prop in summary.properties if prop in made],
+        known=[prop for prop in summary.properties if prop not in made],
+        named_controls=named_controls(summary),
         differences=difference_sentences(summary, study.capture.keep),
         largest_p=LARGEST_P,
         partial_columns=[n for n in columns if n != "position" and n not in PROBE_KINDS],

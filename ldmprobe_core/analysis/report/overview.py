@@ -68,8 +68,8 @@ def _curve_note(result: PropertyRecord) -> str:
     if curve == best:
         return ""
     return (
-        f" The probes' curve is of {curve}, which is chosen over all steps; the best cell is in "
-        f"{best}."
+        f" The probes' curve is of {curve}, which validation chooses over all steps; the chosen "
+        f"cell is in {best}."
     )
 
 
@@ -124,7 +124,7 @@ def overview_images(prop: str, rows: dict[str, list[np.ndarray]], steps: list[in
         [rows[name][i] for i in columns]
         for name in ("decoded latents", f"probe {prop}", f"labeler {prop}")
     ]
-    titles = [*(f"step {step}" for step in drawn), "final"]
+    titles = [*(f"step {step}" for step in drawn), "final, label"]
     return image_grid(shown, 0.58, titles, ["image", "probe", "labeler"], fontsize=8.5)
 
 

@@ -34,9 +34,9 @@ def without_interval(made, *names):
             0.2,
             "permuted weights (by 0.50 [0.45, 0.55]), and has no interval to compare it with the "
             "predicted clean image's pixels (difference 0.20 on 4 test images).",
-            "; +0.30 [0.25, 0.35] above position alone, the closest of 3 with an interval, all "
-            "clearly exceeded; no interval to compare it with the predicted clean image's pixels; "
-            "step 3",
+            "; +0.30 [0.25, 0.35] above position alone, the least margin over 3 controls with an "
+            "interval, all exceeded; no interval to compare it with the predicted clean image's "
+            "pixels; step 3",
             "no interval: the predicted clean image's pixels",
         ),
         (
@@ -70,8 +70,8 @@ def test_without_any_interval_no_control_is_called_not_exceeded():
     page = index_page("runs", [RunEntry("r", "finished", summary=made)])
     (line,) = headline(made)
     assert overview(made).startswith(
-        "0.60 [0.55, 0.65] rank correlation at step 9, a.attn1; no interval to compare it with any "
-        "control; step 3"
+        "0.60 [0.55, 0.65] rank correlation at step 9, a.attn1; "
+        "no interval to compare it with any control; step 3"
     )
     assert "[0.55, 0.65], has no interval to compare it with position alone (difference" in line
     best.low = best.high = None
