@@ -21,6 +21,7 @@ from ldmprobe_core.analysis.controls.records import (
     VectorRecord,
 )
 from ldmprobe_core.analysis.generalization.records import AnalysesRecord
+from ldmprobe_core.errors import RunError
 from ldmprobe_core.interventions.records import InterventionRecord
 from ldmprobe_core.probing.inference.bootstrap import Interval
 from ldmprobe_core.probing.inference.emergence import Crossing, Lead
@@ -382,7 +383,13 @@ def load_summary(run: Run) -> Summary:
 
     Raises:
         UserError: there is no run, or it is not finished.
-        RunError: summary.json is damaged, or of another release.
+        RunError: summary.json is damaged, of another release, or of another run.
     """
     remedy = f"`ldmprobe report {run.url}` writes it again from the stored scores"
-    return run.location.read_record("summary.json", Summary, remedy)
+    summary = run.location.read_record("summary.json", Summary, remedy)
+    if summary.study_hash != (recorded := run.attributes["study_hash"]):
+        raise RunError(
+            f"{run.url}/summary.json is of another run (study hash {summary.study_hash}, not "
+            f"{recorded}). Fix: {remedy}"
+        )
+    return summary

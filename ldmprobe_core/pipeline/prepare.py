@@ -115,12 +115,20 @@ def _class_notes(plan: StudyPlan, classes: tuple[str, ...]) -> list[str]:
 
 
 def check_fingerprints(run: Run, study: Study) -> None:
-    """Check that a run was created with the current weights of the study's model and labelers.
+    """Check that a run was created for a study, with the current weights of model and labelers.
 
     Raises:
-        UserError: the fingerprint of a model's or labeler's files differs from the recorded one.
+        UserError: the run was created for another study, as when its folder was renamed, or the
+            fingerprint of a model's or labeler's files differs from the recorded one.
+        RunError: the recorded fingerprints are damaged.
     """
     attributes = run.attributes
+    if attributes["study_hash"] != study.hash:
+        raise UserError(
+            f"{run.url}: this folder has the name of a run of {study.name}, and holds the run of "
+            f"another study (hash {attributes['study_hash']}, not {study.hash}). Fix: give it its "
+            "former name back, or choose another store"
+        )
     for prop, spec in labelers_of(study).items():
         recorded, current = attributes["labeler_fingerprints"].get(prop), check_labeler(prop, spec)
         if recorded != current:

@@ -92,8 +92,8 @@ def write_index(store: str) -> str:
 
 def read_entry(location: Location, name: str) -> RunEntry:
     """Read a run's entry for the index page; for an unreadable run, the entry gives the reason."""
-    run = Run(f"{location.url}/{name}")
     try:
+        run = Run(f"{location.url}/{name}")
         model, labels = run.study.model.source, run.study.labels
         if not run.location.has("summary.json"):
             state = _progress(run)

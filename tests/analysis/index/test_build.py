@@ -30,6 +30,8 @@ def store(finished_run, tmp_path_factory):
     (store / "damaged").mkdir()
     (store / "damaged/study.json").write_text("{")
     (store / "no run").mkdir()
+    shutil.copytree(store / "half", store / "old run ")  # names that are no addresses of runs
+    shutil.copytree(store / "half", store / "two\nlines")
     os.utime(store / "first/summary.json", (1e9, 1e9))  # 2001-09-09 01:46:40 UTC
     write_index(str(store))
     return store
@@ -76,6 +78,7 @@ def test_index_states_progress_dates_and_damage(store):
     assert re.search(r"not finished: (\d+) of \1 batches generated, (\d+) of \2 cells probed", text)
     assert "unreadable: " in text
     assert "study.json is truncated or not JSON" in text
+    assert "the address begins or ends with a space" in text
     assert "no run" not in re.findall(r"<td>([^<]*)</td>", text)
     rows = re.findall(r'data-run="\d+" aria-label="(.*?) side by side"', text)
     assert rows == ["second run", "first"]  # newest first
