@@ -232,7 +232,8 @@ class PropertyRecord(Record):
             whose difference has no interval (`not_compared`); nonlinear kinds of probes are not
             among them.
         ceilings: best score that predictions constant on the blocks of a token grid can reach, on
-            average over test samples, by grid as ``16x16`` (rows x columns).
+            average over test samples, by grid as ``16x16`` (rows x columns); None where the main
+            metric is registered, because the best such predictions are not known.
         constant: score of predicting foreground everywhere; None for properties other than masks,
             for which the score of a constant is undefined.
         missing: share of the pixels of the stored samples' labels that were not measured, and are
