@@ -97,8 +97,8 @@ class CurveRecord(Record):
             height for every curve.
         undefined_because: reason why all of these steps are undefined: ``not_above_position`` if
             the curve is not clearly above the baseline at the last step, ``too_few_prompts`` if
-            fewer than five have a score at every step.  None if the steps are defined, and in
-            summaries of earlier releases.
+            too few for an interval have a score at every step.  None if the steps are defined, and
+            in summaries of earlier releases.
     """
 
     relative: BarRecord

@@ -64,7 +64,7 @@ from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.interventions.results import completed_interventions, read_intervention_summary
 from ldmprobe_core.labelers.registry import labelers_of
 from ldmprobe_core.pipeline.groups import STEP_IMAGES, samples_in
-from ldmprobe_core.probing.inference.bootstrap import MINIMUM_CLUSTERS
+from ldmprobe_core.probing.inference.bootstrap import fewest_clusters
 from ldmprobe_core.storage.lease import hold_lease
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.layers import short_layer
@@ -366,7 +366,7 @@ def _page(run: Run, summary: Summary, figure_records: dict[str, Any]) -> str:
         differences=difference_sentences(summary, study.capture.keep),
         largest_p=LARGEST_P,
         partial_columns=[n for n in columns if n != "position" and n not in PROBE_KINDS],
-        intervals=summary.samples["test_groups"] >= MINIMUM_CLUSTERS,
+        intervals=summary.samples["test_groups"] >= fewest_clusters(study.bootstrap.level),
         partial_rows={name: part for name, part in summary.properties.items() if part.best.partial},
         learning=any(one.learning for one in analyses),
         categories=any(one.holdout for one in analyses),
