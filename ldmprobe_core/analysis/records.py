@@ -189,11 +189,14 @@ class ClustersRecord(Record):
         categories: number of distinct categories; None if they are unknown or too few.
         wider: clusters that give the wider interval of the best cell's score, which is the one
             reported; None if there is no interval.
+        few_categories: number of distinct categories if they are known and too few to be
+            resampled: intervals do not include the spread between categories.
     """
 
     prompts: int
     categories: int | None
     wider: Literal["prompts", "categories"] | None
+    few_categories: int | None = Field(None, exclude_if=lambda value: value is None)
 
 
 class UndefinedRecord(Record):

@@ -71,6 +71,8 @@ class Bootstrap:
             in the same order.
         groups: number of distinct prompts.
         fewest: smallest number of clusters that have an interval.
+        few_categories: number of distinct categories that are too few to be resampled; None if they
+            are resampled or not known.
     """
 
     def __init__(
@@ -84,8 +86,13 @@ class Bootstrap:
         rng = np.random.default_rng(seed)
         self.level, self.seed, self.fewest = level, seed, fewest_clusters(level)
         self.clusterings = [np.unique(prompts, return_inverse=True)[1]]
-        if categories is not None and len(np.unique(categories)) >= self.fewest:
-            self.clusterings.append(np.unique(categories, return_inverse=True)[1])
+        self.few_categories = None
+        if categories is not None:
+            names, member = np.unique(categories, return_inverse=True)
+            if len(names) >= self.fewest:
+                self.clusterings.append(member)
+            else:
+                self.few_categories = len(names)
         self.counts = [_draw(member, resamples, rng) for member in self.clusterings]
         self.groups = _count(self.clusterings[0])
         enough = [n for n in map(_count, self.clusterings) if n >= self.fewest]

@@ -156,8 +156,13 @@ def test_one_sample_without_a_category_does_not_hide_the_likeness_of_the_others(
 
 def test_bootstrap_of_few_categories_resamples_prompts_only():
     bootstrap = Bootstrap(np.arange(40), 100, 0.95, 0, np.arange(40) % 4)
-    assert bootstrap.categories is None
+    assert (bootstrap.categories, bootstrap.few_categories) == (None, 4)
     assert len(bootstrap.counts) == 1
+    enough = Bootstrap(np.arange(40), 100, 0.95, 0, np.arange(40) % 5)
+    assert (enough.categories, enough.few_categories) == (5, None)
+    # At this level eight clusters have an interval.
+    assert Bootstrap(np.arange(40), 1000, 0.99, 0, np.arange(40) % 7).few_categories == 7
+    assert Bootstrap(np.arange(40), 100, 0.95, 0).few_categories is None
 
 
 def test_p_value_equals_that_of_the_normal_approximation():
