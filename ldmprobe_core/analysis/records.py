@@ -98,8 +98,8 @@ class CurveRecord(Record):
             height for every curve.
         undefined_because: reason why all of these steps are undefined: ``not_above_position`` if
             the curve is not clearly above the baseline at the last step, ``too_few_prompts`` if
-            fewer than five have a score at every step.  None if the steps are defined, and in
-            summaries of earlier releases.
+            too few for an interval have a score at every step.  None if the steps are defined, and
+            in summaries of earlier releases.
     """
 
     relative: BarRecord
@@ -190,11 +190,14 @@ class ClustersRecord(Record):
         categories: number of distinct categories; None if they are unknown or too few.
         wider: clusters that give the wider interval of the best cell's score, which is the one
             reported; None if there is no interval.
+        few_categories: number of distinct categories if they are known and too few to be
+            resampled: intervals do not include the spread between categories.
     """
 
     prompts: int
     categories: int | None
     wider: Literal["prompts", "categories"] | None
+    few_categories: int | None = Field(None, exclude_if=lambda value: value is None)
 
 
 class UndefinedRecord(Record):
@@ -233,7 +236,8 @@ class PropertyRecord(Record):
             whose difference has no interval (`not_compared`); nonlinear kinds of probes are not
             among them.
         ceilings: best score that predictions constant on the blocks of a token grid can reach, on
-            average over test samples, by grid as ``16x16`` (rows x columns).
+            average over test samples, by grid as ``16x16`` (rows x columns); None where the main
+            metric is registered, because the best such predictions are not known.
         constant: score of predicting foreground everywhere; None for properties other than masks,
             for which the score of a constant is undefined.
         missing: share of the pixels of the stored samples' labels that were not measured, and are

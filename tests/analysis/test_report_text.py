@@ -131,7 +131,7 @@ def test_lead_says_what_is_not_determined(value, text):
     [
         ("not_above_position", ", as the score{} at the last step is not clearly above that of "
          "position alone."),
-        ("too_few_prompts", ", as fewer than 5 test prompts have a score{}, and one of position "
+        ("too_few_prompts", ", as too few test prompts have a score{}, and one of position "
          "alone, at every step."),
         (None, "."),
     ],

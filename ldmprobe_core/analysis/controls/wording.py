@@ -220,6 +220,22 @@ def difference_sentences(summary: Summary, keep: str) -> str:
     return text
 
 
+def few_categories_sentence(summary: Summary) -> str:
+    """Say that intervals hold for the images' categories alone, if these are too few to resample.
+
+    Returns:
+        the sentence with a space before it; empty if categories are resampled or not known, or if
+        there are no intervals.
+    """
+    clusters = [result.clusters for result in summary.properties.values()]
+    n = max((one.few_categories or 0 for one in clusters if one.wider), default=0)
+    if not n:
+        return ""
+    known = "one category" if n == 1 else f"{n} categories, too few to be resampled"
+    alone = "it" if n == 1 else "these"
+    return f" The test images are of {known}: intervals hold for {alone} alone, not for others."
+
+
 def fixed_cut_sentence(name: str, result: PropertyRecord) -> str:
     """Warn of a mask's best probe that has a fixed cut; empty if its cut was chosen on samples.
 

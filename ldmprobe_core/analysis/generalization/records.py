@@ -49,7 +49,7 @@ class CategoryRecord(_Record):
 
     Attributes:
         samples: number of test samples.
-        score: mean score; its interval is taken over prompts, and None below 5 prompts.
+        score: mean score; its interval is taken over prompts, and None if they are too few.
     """
 
     samples: int

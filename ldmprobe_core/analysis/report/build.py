@@ -21,6 +21,7 @@ from ldmprobe_core.analysis.controls.wording import (
     control_columns,
     control_title,
     difference_sentences,
+    few_categories_sentence,
     named_controls,
     partial_input_lines,
 )
@@ -64,7 +65,7 @@ from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.interventions.results import completed_interventions, read_intervention_summary
 from ldmprobe_core.labelers.registry import labelers_of
 from ldmprobe_core.pipeline.groups import STEP_IMAGES, samples_in
-from ldmprobe_core.probing.inference.bootstrap import MINIMUM_CLUSTERS
+from ldmprobe_core.probing.inference.bootstrap import fewest_clusters
 from ldmprobe_core.storage.lease import hold_lease
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.layers import short_layer
@@ -335,15 +336,10 @@ def _page(run: Run, summary: Summary, figure_records: dict[str, Any]) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.globals.update(
-        number=number,
-        step=step,
-        lead=lead,
-        effects=effect_rows,
-        intervention_title=intervention_title,
-        control_title=control_title,
-        short_layer=short_layer,
+        number=number, step=step, lead=lead, effects=effect_rows, short_layer=short_layer,
+        intervention_title=intervention_title, control_title=control_title,
         partial_input_lines=partial_input_lines,
-    )
+    )  # fmt: skip
     study, columns = run.study, control_columns(summary)
     made = labelers_of(study)
     analyses = [part.analyses for part in summary.properties.values() if part.analyses]
@@ -366,7 +362,9 @@ def _page(run: Run, summary: Summary, figure_records: dict[str, Any]) -> str:
         differences=difference_sentences(summary, study.capture.keep),
         largest_p=LARGEST_P,
         partial_columns=[n for n in columns if n != "position" and n not in PROBE_KINDS],
-        intervals=summary.samples["test_groups"] >= MINIMUM_CLUSTERS,
+        few_categories=few_categories_sentence(summary),
+        fewest_clusters=fewest_clusters(study.bootstrap.level),
+        intervals=summary.samples["test_groups"] >= fewest_clusters(study.bootstrap.level),
         partial_rows={name: part for name, part in summary.properties.items() if part.best.partial},
         learning=any(one.learning for one in analyses),
         categories=any(one.holdout for one in analyses),

@@ -7,10 +7,10 @@ from ldmprobe_core.interventions.measures.scores import OWN_LABEL
 from ldmprobe_core.interventions.null_directions import NULLS
 from ldmprobe_core.interventions.results import EffectRecord, InterventionSummary, SiteRecord
 from ldmprobe_core.interventions.spec import DONOR, EDITED, ERASURES, PROBE_EDITS
-from ldmprobe_core.probing.inference.bootstrap import MINIMUM_CLUSTERS, Interval
+from ldmprobe_core.probing.inference.bootstrap import Interval
 from ldmprobe_core.study.layers import LATENTS, short_layer
 
-_NO_INTERVAL = f"no intervals, as fewer than {MINIMUM_CLUSTERS} distinct prompts have a score"
+_NO_INTERVAL = "no intervals, as too few distinct prompts have a score"
 
 
 def intervention_title(summary: InterventionSummary) -> str:

@@ -20,7 +20,7 @@ from ldmprobe_core.analysis.records import (
     PropertyRecord,
     Summary,
 )
-from ldmprobe_core.probing.inference.bootstrap import MINIMUM_CLUSTERS, Interval
+from ldmprobe_core.probing.inference.bootstrap import Interval
 from ldmprobe_core.probing.inference.emergence import Crossing, Lead
 from ldmprobe_core.study.layers import short_layer
 from ldmprobe_core.study.properties import PROPERTIES, property_of
@@ -367,8 +367,8 @@ def _undefined_reason(curve: CurveRecord, whose: str = "") -> str:
         return f", as the score{whose} at the last step is not clearly above that of position alone"
     if curve.undefined_because == "too_few_prompts":
         return (
-            f", as fewer than {MINIMUM_CLUSTERS} test prompts have a score{whose}, and one of "
-            "position alone, at every step"
+            f", as too few test prompts have a score{whose}, and one of position alone, at every "
+            "step"
         )
     return ""
 
