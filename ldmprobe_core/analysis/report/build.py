@@ -28,6 +28,7 @@ from ldmprobe_core.analysis.kept_analysis import analyse
 from ldmprobe_core.analysis.records import PeakRecord, Summary, load_summary
 from ldmprobe_core.analysis.report import figures, intervention_figures, published
 from ldmprobe_core.analysis.report.citation import bibtex
+from ldmprobe_core.analysis.report.drawing import heatmaps
 from ldmprobe_core.analysis.report.drawing.figure_writer import FigureWriter
 from ldmprobe_core.analysis.report.drawing.sample_figures import (
     add_sample_grids,
@@ -194,14 +195,14 @@ class _ReportFigures(FigureWriter):
         layers = self.run.layers
         for prop, curves in self.analysis.curves.items():
             best = self.summary.properties[prop].best
-            figure, titles = figures.heatmap(prop, curves, layers, self.summary)
+            figure, titles = heatmaps.heatmap(prop, curves, layers, self.summary)
             self.write(
                 "properties",
                 f"{prop}-heatmap",
                 figure,
-                f"Heatmap of {prop} scores, step by layer; best at step {best.step}, {best.layer}.",
+                heatmaps.heatmap_text(prop, self.summary),
                 titles,
-                caption=figures.heatmap_caption(prop, curves, layers, self.summary),
+                caption=heatmaps.heatmap_caption(prop, curves, layers, self.summary),
             )
             self.write(
                 "properties",
@@ -211,11 +212,11 @@ class _ReportFigures(FigureWriter):
                 caption=figures.curves_caption(prop, curves, best.metric),
             )
             if curves.other_cells or curves.partial_cells is not None:
-                text, caption = figures.other_heatmaps_text(prop, curves)
+                text, caption = heatmaps.other_heatmaps_text(prop, curves)
                 self.write(
                     "heatmaps",
                     f"{prop}-others",
-                    figures.other_heatmaps(curves, layers),
+                    heatmaps.other_heatmaps(curves, layers),
                     text,
                     caption=caption,
                 )
@@ -224,7 +225,7 @@ class _ReportFigures(FigureWriter):
         """Draw each property's transfer matrix and learning curves."""
         for prop, result in self.summary.properties.items():
             if result.analyses is not None:
-                limits = figures.color_range(self.analysis.curves[prop])
+                limits = heatmaps.color_range(self.analysis.curves[prop])
                 sizes = ", and over numbers of training images" if result.analyses.learning else ""
                 self.write(
                     "generalization",

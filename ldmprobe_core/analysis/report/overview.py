@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 
 from ldmprobe_core.analysis.facts import limits_of, property_facts
 from ldmprobe_core.analysis.records import PropertyRecord
-from ldmprobe_core.analysis.report.figures import step_ticks
 from ldmprobe_core.analysis.report.image_grid import image_grid
 from ldmprobe_core.analysis.report.style import (
     CLEAN_COLOR,
@@ -21,6 +20,7 @@ from ldmprobe_core.analysis.report.style import (
     POSITION_LINE,
     PROBE_COLOR,
     PROBE_LINE,
+    step_ticks,
 )
 from ldmprobe_core.analysis.report.text import metric_title, property_title
 from ldmprobe_core.analysis.run_analysis import RunAnalysis

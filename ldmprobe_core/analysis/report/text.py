@@ -14,12 +14,7 @@ from ldmprobe_core.analysis.controls.wording import (
     fixed_cut_sentence,
     input_sentence,
 )
-from ldmprobe_core.analysis.records import (
-    CurveRecord,
-    LeadsRecord,
-    PropertyRecord,
-    Summary,
-)
+from ldmprobe_core.analysis.records import CurveRecord, LeadsRecord, PropertyRecord, Summary
 from ldmprobe_core.probing.inference.bootstrap import MINIMUM_CLUSTERS, Interval
 from ldmprobe_core.probing.inference.emergence import Crossing, Lead
 from ldmprobe_core.study.layers import short_layer
@@ -181,7 +176,8 @@ def warning_lines(summary: Summary, keep: str) -> list[str]:
     lines = [_nonfinite_line(summary, keep)]
     for name, result in summary.properties.items():
         if result.undefined.constant is not None:
-            continue  # its sentence says that nothing is measured
+            lines.append(f"{name}: {unmeasured_clause(result, summary.samples['test'])}.")
+            continue
         undefined, parts = result.undefined, _fewer_images(result.leads)
         if undefined.unchosen:
             parts.append(
