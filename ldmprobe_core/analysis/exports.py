@@ -11,13 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ldmprobe_core.analysis.controls.wording import not_exceeded
+from ldmprobe_core.analysis.controls.wording import metric_title, not_exceeded
 from ldmprobe_core.analysis.records import PropertyRecord, Summary, load_summary
-from ldmprobe_core.analysis.report.text import (
-    metric_title,
-    number,
-    step,
-)
+from ldmprobe_core.analysis.report.text import number, step
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.layers import short_layer

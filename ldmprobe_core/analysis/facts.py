@@ -13,14 +13,10 @@ from ldmprobe_core.analysis.controls.wording import (
     fixed_cut_sentence,
     input_sentence,
     joined,
+    metric_title,
 )
 from ldmprobe_core.analysis.records import PropertyRecord, Summary
-from ldmprobe_core.analysis.report.text import (
-    metric_title,
-    missing_sentence,
-    number,
-    unmeasured_clause,
-)
+from ldmprobe_core.analysis.report.text import missing_sentence, number, unmeasured_clause
 from ldmprobe_core.probing.inference.bootstrap import Interval
 from ldmprobe_core.probing.inference.emergence import Lead
 from ldmprobe_core.study.layers import short_layer

@@ -1,4 +1,4 @@
-"""Titles of controls, and the words on which of them a probe exceeds.
+"""Titles of controls and metrics, and the words on which of them a probe exceeds.
 
 The command line imports this module, so it must not import torch or a plotting library.
 """
@@ -27,6 +27,19 @@ _BASELINE_TITLES = {
     "prompt": "the prompt alone",
     "same_prompt": "its own maps on other images of the same prompt",
 }
+
+
+_METRIC_TITLES = {
+    "spearman": "rank correlation",
+    "spearman_partial": "partial rank correlation",
+    "dice": "Dice",
+    "auroc": "AUROC",
+}
+
+
+def metric_title(name: str) -> str:
+    """Return a metric's title for sentences and axes."""
+    return _METRIC_TITLES.get(name, name)
 
 
 def control_title(name: str) -> str:
@@ -139,7 +152,9 @@ def input_sentence(result: PropertyRecord) -> str:
             inputs.setdefault(missed, []).append(name)
     if not inputs:
         return ""
-    how = "in AUROC" if result.steps[0].metric == "auroc" else "apart from position"
+    metric = result.steps[0].metric
+    # Only a partial metric leaves position out; without one, the main metric is compared.
+    how = "apart from position" if metric.endswith("_partial") else f"in {metric_title(metric)}"
     clauses = [
         f" At step{'s' * (len(steps) > 1)} {_ranges(steps)}, probes are not clearly above "
         f"{joined(names)} ({how})."

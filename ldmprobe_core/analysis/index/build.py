@@ -15,7 +15,7 @@ from importlib import resources
 
 import jinja2
 
-from ldmprobe_core.analysis.controls.wording import not_exceeded
+from ldmprobe_core.analysis.controls.wording import metric_title, not_exceeded
 from ldmprobe_core.analysis.index.history import (
     HistoryEntry,
     history_rows,
@@ -25,11 +25,7 @@ from ldmprobe_core.analysis.index.history import (
 from ldmprobe_core.analysis.index.history_chart import history_charts
 from ldmprobe_core.analysis.index.thumbnails import heatmap_svg
 from ldmprobe_core.analysis.records import PropertyRecord, Summary, load_summary
-from ldmprobe_core.analysis.report.text import (
-    metric_title,
-    number,
-    step,
-)
+from ldmprobe_core.analysis.report.text import number, step
 from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.storage.filesystem import Location
 from ldmprobe_core.storage.run import Run

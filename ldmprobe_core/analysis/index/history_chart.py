@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from html import escape
 
+from ldmprobe_core.analysis.controls.wording import metric_title
 from ldmprobe_core.analysis.index.history import HeadlineScore, HistoryEntry, differences
 from ldmprobe_core.analysis.report.style import PROBE_COLOR
-from ldmprobe_core.analysis.report.text import metric_title, number
+from ldmprobe_core.analysis.report.text import number
 
 _WIDTH, _HEIGHT, _MARGIN, _LEFT = 460, 150, 14, 44
 """Size of a chart, width of the margins, and of the left one with the labels of the axis."""

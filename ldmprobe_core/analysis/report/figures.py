@@ -10,7 +10,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ldmprobe_core.analysis.controls.wording import control_title
+from ldmprobe_core.analysis.controls.wording import control_title, metric_title
 from ldmprobe_core.analysis.curves import Curves
 from ldmprobe_core.analysis.report.image_grid import colored, draw_image_grid, image_grid
 from ldmprobe_core.analysis.report.style import (
@@ -23,7 +23,6 @@ from ldmprobe_core.analysis.report.style import (
     PROBE_COLOR,
     PROBE_LINE,
 )
-from ldmprobe_core.analysis.report.text import metric_title
 from ldmprobe_core.analysis.run_analysis import RunAnalysis
 from ldmprobe_core.analysis.stored_probes import SampleMaps
 from ldmprobe_core.pipeline.groups import STEP_IMAGES, samples_in

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
+from ldmprobe_core.analysis.controls.wording import metric_title
 from ldmprobe_core.analysis.generalization.records import AnalysesRecord
 from ldmprobe_core.analysis.records import Summary
 from ldmprobe_core.analysis.report.style import DECODED_COLOR, PROBE_COLOR, SCORE_COLORMAP
-from ldmprobe_core.analysis.report.text import metric_title, number
+from ldmprobe_core.analysis.report.text import number
 
 _COLORS = (DECODED_COLOR, PROBE_COLOR)
 """Colours of the learning curves at the onset step and the last step."""

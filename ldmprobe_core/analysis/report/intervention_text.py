@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ldmprobe_core.analysis.report.text import metric_title, number
+from ldmprobe_core.analysis.controls.wording import metric_title
+from ldmprobe_core.analysis.report.text import number
 from ldmprobe_core.interventions.measures.scores import OWN_LABEL
 from ldmprobe_core.interventions.null_directions import NULLS
 from ldmprobe_core.interventions.results import EffectRecord, InterventionSummary, SiteRecord

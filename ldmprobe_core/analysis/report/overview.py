@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ldmprobe_core.analysis.controls.wording import metric_title
 from ldmprobe_core.analysis.facts import limits_of, property_facts
 from ldmprobe_core.analysis.records import PropertyRecord
 from ldmprobe_core.analysis.report.image_grid import image_grid
@@ -22,7 +23,7 @@ from ldmprobe_core.analysis.report.style import (
     PROBE_LINE,
     step_ticks,
 )
-from ldmprobe_core.analysis.report.text import metric_title, property_title
+from ldmprobe_core.analysis.report.text import property_title
 from ldmprobe_core.analysis.run_analysis import RunAnalysis
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap
 from ldmprobe_core.study.layers import short_layer

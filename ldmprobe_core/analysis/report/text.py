@@ -13,23 +13,13 @@ from ldmprobe_core.analysis.controls.wording import (
     empty_masks_sentence,
     fixed_cut_sentence,
     input_sentence,
+    metric_title,
 )
 from ldmprobe_core.analysis.records import CurveRecord, LeadsRecord, PropertyRecord, Summary
 from ldmprobe_core.probing.inference.bootstrap import MINIMUM_CLUSTERS, Interval
 from ldmprobe_core.probing.inference.emergence import Crossing, Lead
 from ldmprobe_core.study.layers import short_layer
 from ldmprobe_core.study.properties import PROPERTIES, property_of
-
-_METRIC_TITLES = {
-    "spearman": "rank correlation",
-    "spearman_partial": "partial rank correlation",
-    "dice": "Dice",
-}
-
-
-def metric_title(name: str) -> str:
-    """Return a metric's title for sentences and axes."""
-    return _METRIC_TITLES.get(name, name)
 
 
 def number(interval: Interval | None) -> str:

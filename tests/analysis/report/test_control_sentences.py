@@ -188,6 +188,13 @@ def test_sentences_name_the_steps_at_which_an_input_does_as_well():
     )
     for text in (*headline(made), overview(made)):
         assert clause in text
+    # Where no partial score is computed, the scores that are compared contain position.
+    for metric, title in (("spearman", "rank correlation"), ("dice", "Dice"), ("own", "own")):
+        for record in made.properties["depth"].steps:
+            record.metric = metric
+        (text,) = headline(made)
+        assert f"above the latents alone (in {title})." in text
+        assert "apart from position" not in text
     for record in made.properties["depth"].steps:
         record.metric = "auroc"
         record.less_inputs["clean_pixels"] = record.less_inputs["latents"]

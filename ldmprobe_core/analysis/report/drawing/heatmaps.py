@@ -9,11 +9,11 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from ldmprobe_core.analysis.controls.wording import control_title
+from ldmprobe_core.analysis.controls.wording import control_title, metric_title
 from ldmprobe_core.analysis.curves import Curves
 from ldmprobe_core.analysis.records import Summary
 from ldmprobe_core.analysis.report.style import SCORE_COLORMAP, step_ticks
-from ldmprobe_core.analysis.report.text import metric_title, unmeasured_clause
+from ldmprobe_core.analysis.report.text import unmeasured_clause
 from ldmprobe_core.study.layers import short_layer
 
 
