@@ -68,7 +68,7 @@ def _texts(content: Any, name: str = "") -> Iterator[tuple[str, str]]:
             yield from _texts(value, f"{name}[{i}]")
 
 
-_OF_BYTES = ("kind", "metrics", "map_format", "component")
+DEFINING = ("kind", "metrics", "map_format", "component")
 """Fields of a property's record on which the bytes of a run depend."""
 
 
@@ -317,7 +317,7 @@ class Study(Section):
             # Titles, colours and defaults of interventions do not affect the bytes of the run, and
             # neither do declarations that have no labeler.
             content["properties"] = {
-                name: {key: record[key] for key in _OF_BYTES if key in record}
+                name: {key: record[key] for key in DEFINING if key in record}
                 for name, record in content["properties"].items()
                 if name in (*self.labels.maps, *self.labels.numbers)
             }
