@@ -88,6 +88,10 @@ class BarRecord(Record):
     settled: Crossing
 
 
+UndefinedReason = Literal["not_above_position", "too_few_prompts", "no_labeler"]
+"""Reasons why a curve has no onset and settled steps; see `CurveRecord`."""
+
+
 class CurveRecord(Record):
     """Onset and settled steps of one curve, for its own and for the probes' final gain.
 
@@ -97,13 +101,14 @@ class CurveRecord(Record):
             height for every curve.
         undefined_because: reason why all of these steps are undefined: ``not_above_position`` if
             the curve is not clearly above the baseline at the last step, ``too_few_prompts`` if
-            fewer than five have a score at every step.  None if the steps are defined, and in
-            summaries of earlier releases.
+            fewer than five have a score at every step, ``no_labeler`` if it is a labeler's curve
+            and the labels are maps of files.  None if the steps are defined, and in summaries of
+            earlier releases.
     """
 
     relative: BarRecord
     absolute: BarRecord
-    undefined_because: Literal["not_above_position", "too_few_prompts"] | None = Field(
+    undefined_because: UndefinedReason | None = Field(
         default=None, exclude_if=lambda value: value is None
     )
 

@@ -149,7 +149,7 @@ def test_captions_say_by_how_much_layers_and_steps_differ_and_where_curves_cross
     assert "layers differ by up to 0.60, in that layer those of steps by up to 0.40." in caption
     probe = np.array([[0.5, 9.0], [0.6, 9.0], [0.7, 9.0]])
     curves = SimpleNamespace(
-        probe=probe, decoded=np.array([True, False]), decoded_steps=np.arange(1, 4),
+        labeled=True, probe=probe, decoded=np.array([True, False]), decoded_steps=np.arange(1, 4),
         sources={
             "trajectory": np.array([[0.1, np.nan], [0.4, np.nan], [0.8, np.nan]]),
             "clean": np.array([[0.1, np.nan], [0.2, np.nan], [0.3, np.nan]]),
@@ -162,6 +162,11 @@ def test_captions_say_by_how_much_layers_and_steps_differ_and_where_curves_cross
     curves.sources["clean"] += 0.6
     assert curves_caption("foreground", curves, "dice").endswith(
         "On the predicted clean image, the labeler's mean is above the probes' from step 1 on."
+    )
+    curves.labeled, curves.sources = False, dict.fromkeys(curves.sources, np.full((3, 2), np.nan))
+    assert curves_caption("foreground", curves, "dice") == (
+        "How early foreground can be read: Dice of one layer's probes and of the controls, over "
+        "the steps."
     )
 
 
@@ -189,7 +194,11 @@ def test_caption_tells_no_step_between_two_with_images(decoded, clean, text):
         curves[source] = np.full((6, 1), np.nan)
         curves[source][steps - 1, 0] = values
     shown = SimpleNamespace(
-        probe=np.full((6, 1), 0.5), decoded=np.array([True]), decoded_steps=steps, sources=curves
+        labeled=True,
+        probe=np.full((6, 1), 0.5),
+        decoded=np.array([True]),
+        decoded_steps=steps,
+        sources=curves,
     )
     assert curves_caption("foreground", shown, "dice").endswith(f"over the steps. {text}")
 

@@ -208,7 +208,8 @@ class _ReportFigures(FigureWriter):
                 "properties",
                 f"{prop}-curves",
                 figures.curves_figure(prop, self.analysis),
-                f"{prop} scores over steps for probes, image labelers and controls.",
+                f"{prop} scores over steps for probes{', image labelers' * curves.labeled} and "
+                "controls.",
                 caption=figures.curves_caption(prop, curves, best.metric),
             )
             if curves.other_cells or curves.partial_cells is not None:

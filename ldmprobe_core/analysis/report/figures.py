@@ -49,18 +49,19 @@ def step_image_rows(run: Run, samples: list[int]) -> list[int]:
 
 def curves_caption(prop: str, curves: Curves, metric: str) -> str:
     """Write a curve figure's caption, with the steps at which the labelers pass the probes."""
+    labeler = ", of the labeler on the step images, and" if curves.labeled else " and"
     text = (
-        f"How early {prop} can be read: {metric_title(metric)} of one layer's probes, of the "
-        "labeler on the step images, and of the controls, over the steps."
+        f"How early {prop} can be read: {metric_title(metric)} of one layer's probes{labeler} of "
+        "the controls, over the steps."
     )
     steps, samples = curves.decoded_steps, curves.decoded
     probe = curves.probe[steps - 1][:, samples].mean(1)
     for source, title in (("trajectory", "decoded latents"), ("clean", "predicted clean image")):
-        labeler = curves.sources[source][steps - 1][:, samples].mean(1)
+        scores = curves.sources[source][steps - 1][:, samples].mean(1)
         # Skip a labeler that does not exist or has undefined scores.
-        if not np.isfinite(labeler - probe).all():
+        if not np.isfinite(scores - probe).all():
             continue
-        if passes := _passes(labeler > probe, steps, len(curves.probe)):
+        if passes := _passes(scores > probe, steps, len(curves.probe)):
             text += f" On the {title}, the labeler's mean {passes}."
     return text
 
@@ -107,8 +108,9 @@ def curves_figure(prop: str, analysis: RunAnalysis) -> Figure:
         axes.fill_between(steps, low, high, color=color, alpha=0.18, linewidth=0)
 
     line(curves.probe, f"probe, {short_layer(curves.layer.name)}", PROBE_COLOR, PROBE_LINE)
-    line(curves.sources["trajectory"], _LABELS["trajectory"], DECODED_COLOR, DECODED_LINE)
-    line(curves.sources["clean"], _LABELS["clean"], CLEAN_COLOR, CLEAN_LINE)
+    if curves.labeled:
+        line(curves.sources["trajectory"], _LABELS["trajectory"], DECODED_COLOR, DECODED_LINE)
+        line(curves.sources["clean"], _LABELS["clean"], CLEAN_COLOR, CLEAN_LINE)
     for (name, values), color in zip(curves.conditions.items(), cycle(OTHER_COLORS), strict=False):
         line(values, control_title(name), color, ":")
     if LATENTS in curves.inputs:

@@ -97,8 +97,9 @@ def overview_curves(prop: str, analysis: RunAnalysis) -> Figure:
         panel.axhline(
             position, color="0.35", linestyle=POSITION_LINE, linewidth=1, label="position alone"
         )
-    _line(panel, decoded, bootstrap, DECODED_COLOR, DECODED_LINE, "labeler, decoded latents")
-    _line(panel, clean, bootstrap, CLEAN_COLOR, CLEAN_LINE, "labeler, predicted clean image")
+    if curves.labeled:
+        _line(panel, decoded, bootstrap, DECODED_COLOR, DECODED_LINE, "labeler, decoded latents")
+        _line(panel, clean, bootstrap, CLEAN_COLOR, CLEAN_LINE, "labeler, predicted clean image")
     panel.set_xlabel("step", fontsize=9)
     panel.set_ylabel(metric_title(result.best.metric), fontsize=9)
     panel.set_xlim(0.5, len(curves.probe) + 0.5)

@@ -310,6 +310,8 @@ def _onset_sentence(result: PropertyRecord) -> str:
     sentence = f" Probes of {chosen} keep half of their gain {_from(probe)}"
     if probe.determined and probe.step is not None:
         sentence += f" (by then in {probe.distribution[probe.step - 1]:.0%} of the resamples)"
+    if result.emergence.decoded.undefined_because == "no_labeler":
+        return f"{sentence}.{input_sentence(result)}"
     if not decoded.distribution:
         return (
             f"{sentence}; the onset of the labeler on the step's decoded latents is undefined"

@@ -228,3 +228,12 @@ def test_headline_asks_nothing_of_a_nonlinear_probe():
     (line,) = headline(summary(0.3, 0.2, 0.1, mlp=0.9))
     assert "not clearly" not in line
     assert "two-layer" not in line
+
+
+def test_headline_says_nothing_of_a_labeler_that_does_not_exist():
+    made = summary(0.1, 0.2, 0.05)
+    made.properties["depth"].emergence.decoded.undefined_because = "no_labeler"
+    (line,) = headline(made)
+    assert line.endswith(
+        "keep half of their gain from step 3 [2, 4] (by then in 90% of the resamples)."
+    )
