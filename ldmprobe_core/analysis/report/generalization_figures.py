@@ -76,6 +76,7 @@ def generalization_rows(summary: Summary) -> list[dict[str, str]]:
         for step in sorted(holdout.keys() | lengths.keys()):
             fold, length = holdout.get(step), lengths.get(step)
             ratio = length.compression if length else None
+            saved = number(length.saved) if length else "–"
             rows.append(
                 {
                     "property": prop,
@@ -83,7 +84,7 @@ def generalization_rows(summary: Summary) -> list[dict[str, str]]:
                     "unseen categories": number(fold.unseen) if fold else "–",
                     "minus all categories": number(fold.difference) if fold else "–",
                     "minus as many images": number(fold.matched_difference) if fold else "–",
-                    "bits saved per token": number(length.saved) if length else "–",
+                    "bits saved per token (masks: per pixel)": saved,
                     "compression": "–" if ratio is None else f"{ratio:.2f}",
                 }
             )
