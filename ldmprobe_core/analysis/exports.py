@@ -26,6 +26,8 @@ _ESCAPES = str.maketrans(
         "~": r"\textasciitilde{}",
         "^": r"\textasciicircum{}",
         "–": "--",
+        # In text in the font encoding OT1, LaTeX's default, these are other characters.
+        **{character: f"${character}$" for character in "<>|"},
     }
 )
 
