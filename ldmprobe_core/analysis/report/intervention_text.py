@@ -168,7 +168,9 @@ def map_sentence(summary: InterventionSummary) -> str:
         return text + "."
     best = max(used, key=lambda site: sign * (site.used.mean or 0.0))
     read = max(cells, key=lambda site: _mean(site.decodable))
-    text += f"; most in {site_layer(best)}, steps {best.first} to {best.last}: {number(best.used)}"
+    # A cell that is not clear of zero may have a larger mean.
+    where = f"{site_layer(best)}, steps {best.first} to {best.last}"
+    text += f"; of the cells clear of zero, most in {where}: {number(best.used)}"
     if best.decodable is not None:
         text += f", where probes have a score of {number(best.decodable)}"
     text += "."
