@@ -14,7 +14,7 @@ import numpy as np
 from ldmprobe_core.analysis.controls.wording import metric_title, not_exceeded
 from ldmprobe_core.analysis.records import PropertyRecord, Summary, load_summary
 from ldmprobe_core.analysis.report.text import number, step
-from ldmprobe_core.errors import UserError
+from ldmprobe_core.errors import UserError, counted
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.layers import short_layer
 from ldmprobe_core.study.readers.value_types import local_path
@@ -155,7 +155,7 @@ def latex_table(summary: Summary) -> str:
     return "\n".join(
         [
             f"% study {summary.study_hash}, model {summary.model_fingerprint}: "
-            f"{summary.samples['test']} test samples, {summary.steps} steps",
+            f"{counted(summary.samples['test'], 'test sample')}, {counted(summary.steps, 'step')}",
             r"% needs \usepackage{booktabs}",
             rf"\begin{{tabular}}{{{'l' * len(headings)}}}",
             r"\toprule",

@@ -17,6 +17,7 @@ from ldmprobe_core.analysis.controls.wording import (
 )
 from ldmprobe_core.analysis.records import PropertyRecord, Summary
 from ldmprobe_core.analysis.report.text import missing_sentence, number, unmeasured_clause
+from ldmprobe_core.errors import counted
 from ldmprobe_core.probing.inference.bootstrap import Interval
 from ldmprobe_core.probing.inference.emergence import Lead
 from ldmprobe_core.study.layers import short_layer
@@ -111,11 +112,7 @@ def _order(value: Lead) -> tuple[str, str, str, str]:
     if not value.determined:
         return f"{low} to {high} steps", "", ahead, note or " (not determined more closely)"
     steps = abs(value.steps or 0) if ahead == "behind" else value.steps or 0
-    return _counted(steps), f"[{low}, {high}]", ahead, note
-
-
-def _counted(steps: int) -> str:
-    return f"{steps} step{'s' * (abs(steps) != 1)}"
+    return counted(steps, "step"), f"[{low}, {high}]", ahead, note
 
 
 def _comparison(result: PropertyRecord) -> Fact:

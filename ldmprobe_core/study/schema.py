@@ -23,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from ldmprobe_core.errors import counted
 from ldmprobe_core.study.conditions import CONDITIONS, Condition, LabelColumn
 from ldmprobe_core.study.extensions.declarations import Declarations, declare
 from ldmprobe_core.study.layers import CLEAN_PIXELS, LATENTS
@@ -215,7 +216,7 @@ class Study(Section):
                 if items is not None and len(set(items)) < 3:
                     field, remedy = "prompts.items", "give at least 3 different prompts"
             raise ValueError(
-                f"{field} gives {distinct} distinct prompt{'s' * (distinct != 1)}, too few for a "
+                f"{field} gives {counted(distinct, 'distinct prompt')}, too few for a "
                 f"split by prompt into train, validation and test. Fix: {remedy}"
             )
         return self

@@ -60,7 +60,7 @@ from ldmprobe_core.analysis.report.text import (
 )
 from ldmprobe_core.analysis.run_analysis import RunAnalysis, write_summary
 from ldmprobe_core.analysis.stored_probes import SampleMaps
-from ldmprobe_core.errors import RunError, UserError
+from ldmprobe_core.errors import RunError, UserError, counted
 from ldmprobe_core.interventions.results import completed_interventions, read_intervention_summary
 from ldmprobe_core.pipeline.groups import STEP_IMAGES, samples_in
 from ldmprobe_core.probing.inference.bootstrap import MINIMUM_CLUSTERS
@@ -341,6 +341,7 @@ def _page(run: Run, summary: Summary, figure_records: dict[str, Any]) -> str:
         effects=effect_rows,
         intervention_title=intervention_title,
         control_title=control_title,
+        counted=counted,
         short_layer=short_layer,
         partial_input_lines=partial_input_lines,
     )

@@ -16,6 +16,7 @@ from ldmprobe_core.analysis.controls.wording import (
     metric_title,
 )
 from ldmprobe_core.analysis.records import CurveRecord, LeadsRecord, PropertyRecord, Summary
+from ldmprobe_core.errors import counted, verb
 from ldmprobe_core.probing.inference.bootstrap import MINIMUM_CLUSTERS, Interval
 from ldmprobe_core.probing.inference.emergence import Crossing, Lead
 from ldmprobe_core.study.layers import short_layer
@@ -134,10 +135,14 @@ def unmeasured_clause(result: PropertyRecord, samples: int) -> str:
     """
     undefined = result.undefined
     if undefined.truth_empty == samples:
-        return f"all {samples} label masks of the test images are empty, so nothing is measured"
+        masks = f"all {samples} label masks of the test images are"
+        if samples == 1:
+            masks = "the label mask of the only test image is"
+        return f"{masks} empty, so nothing is measured"
     if undefined.constant is not None:
+        images = "only test image" if samples == 1 else f"{samples} test images"
         return (
-            f"all labels of the {samples} test images have the same value "
+            f"all labels of the {images} have the same value "
             f"({undefined.constant:g}), so nothing is measured"
         )
     if result.best.score.mean is None:
@@ -176,16 +181,18 @@ def warning_lines(summary: Summary, keep: str) -> list[str]:
             )
         if undefined.any:
             parts.append(
-                f"{undefined.best} of {summary.samples['test']} test scores of the best cell are "
-                f"undefined and excluded from its mean ({undefined.any} over all cells)"
+                f"{undefined.best} of {counted(summary.samples['test'], 'test score')} of the best "
+                f"cell {verb(undefined.best)} undefined and excluded from its "
+                f"mean ({undefined.any} over all cells)"
             )
         if undefined.truth_empty and property_of(name).is_mask:
-            parts.append(
-                f"{undefined.truth_empty} label masks are empty, {undefined.both_empty} of them "
-                "predicted empty too and scored 1"
-            )
+            many, both = undefined.truth_empty > 1, undefined.both_empty
+            masks = f"{undefined.truth_empty} label masks are" if many else "1 label mask is"
+            how = f"{both} of them " if many else "" if both else "not "
+            scored = " and scored 1" if many or both else ""
+            parts.append(f"{masks} empty, {how}predicted empty too{scored}")
         parts += [
-            f"{control} control: {record.undefined} scores undefined"
+            f"{control} control: {counted(record.undefined, 'score')} undefined"
             for control, record in result.controls.by_name().items()
             if record.undefined
         ]
@@ -228,11 +235,11 @@ def _nonfinite_line(summary: Summary, keep: str) -> str:
     cells = [
         f"step {cell.step} of {short_layer(cell.layer)}"
         f"{' (untrained)' if cell.network == 'permuted' else ''}: {cell.share * 100:.2g}% of its "
-        f"values, {cell.samples} {left_out}{'s' * (cell.samples != 1)} left out"
+        f"values, {counted(cell.samples, left_out)} left out"
         for cell in summary.nonfinite_cells[:_NAMED_CELLS]
     ]
     more = len(summary.nonfinite_cells) - len(cells)
-    cells += [f"and {more} more cells (summary.json)"] if more else []
+    cells += [f"and {counted(more, 'more cell')} (summary.json)"] if more else []
     return f"{text}{': ' if cells else ''}{'; '.join(cells)}."
 
 
@@ -263,7 +270,7 @@ def recognition_sentence(classes: ClassesRecord) -> str:
     target = "prompt's class" if classes.by_prompt else "final image's top class"
     text = (
         f"the {target} leads in the decoded latents of the last step in "
-        f"{classes.recognized * 100:.1f}% of {classes.samples} image{'s' * (classes.samples != 1)} "
+        f"{classes.recognized * 100:.1f}% of {counted(classes.samples, 'image')} "
         "whose steps were decoded"
     )
     if decoded.mean is not None:

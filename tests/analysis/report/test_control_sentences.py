@@ -12,7 +12,7 @@ from ldmprobe_core.analysis.controls.wording import difference_sentences
 from ldmprobe_core.analysis.exports import latex_table
 from ldmprobe_core.analysis.index.build import RunEntry, index_page
 from ldmprobe_core.analysis.records import StepRecord
-from ldmprobe_core.analysis.report.text import best_rows, headline
+from ldmprobe_core.analysis.report.text import best_rows, headline, warning_lines
 from ldmprobe_core.probing.inference.bootstrap import Interval
 
 
@@ -215,6 +215,25 @@ def test_sentences_say_how_many_masks_are_empty():
     undefined.truth_empty, undefined.both_empty = 4, 3
     for text in (*headline(made), f"{overview(made)} "):
         assert " 4 of 5 label masks are empty; 3 of them score 1 as empty too. " in text
+    undefined.both_empty = 1
+    assert " 4 of 5 label masks are empty; 1 of them scores 1 as empty too. " in headline(made)[0]
+    undefined.truth_empty = 1
+    assert (
+        " 1 of 5 label masks is empty; it scores 1 as its prediction is empty too. "
+        in headline(made)[0]
+    )
+    assert warning_lines(made, "activations") == [
+        "foreground: 1 label mask is empty, predicted empty too and scored 1."
+    ]
+    undefined.both_empty, undefined.best, undefined.any = 0, 1, 1
+    assert " 1 of 5 label masks is empty; its prediction is not. " in headline(made)[0]
+    assert warning_lines(made, "activations") == [
+        "foreground: 1 of 5 test scores of the best cell is undefined and excluded from its mean "
+        "(1 over all cells); 1 label mask is empty, not predicted empty too."
+    ]
+    made.samples["test"] = 1
+    assert headline(made)[0].startswith("Foreground: the label mask of the only test image is")
+    made.samples["test"], undefined.best, undefined.any = 5, 0, 0
     undefined.truth_empty = undefined.both_empty = 5
     clause = "all 5 label masks of the test images are empty, so nothing is measured."
     assert headline(made) == [f"Foreground: {clause}"]
