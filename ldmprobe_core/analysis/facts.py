@@ -13,14 +13,11 @@ from ldmprobe_core.analysis.controls.wording import (
     fixed_cut_sentence,
     input_sentence,
     joined,
+    metric_title,
 )
 from ldmprobe_core.analysis.records import PropertyRecord, Summary
-from ldmprobe_core.analysis.report.text import (
-    metric_title,
-    missing_sentence,
-    number,
-    unmeasured_clause,
-)
+from ldmprobe_core.analysis.report.text import missing_sentence, number, unmeasured_clause
+from ldmprobe_core.errors import counted
 from ldmprobe_core.probing.inference.bootstrap import Interval
 from ldmprobe_core.probing.inference.emergence import Lead
 from ldmprobe_core.study.layers import short_layer
@@ -118,8 +115,7 @@ def _order(value: Lead) -> tuple[str, str, str, str]:
         low, high = -high, -low
     if not value.determined:
         return f"{low} to {high} steps", "", order, " (an interval, too wide for one number)"
-    steps = abs(value.steps or 0)
-    return f"{steps} step{'s' * (steps != 1)}", f"[{low}, {high}]", order, ""
+    return counted(abs(value.steps or 0), "step"), f"[{low}, {high}]", order, ""
 
 
 def _comparison(result: PropertyRecord) -> Fact:

@@ -6,7 +6,7 @@ scores are measured on test samples, with bootstrap intervals.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -89,6 +89,10 @@ class BarRecord(Record):
     settled: Crossing
 
 
+UndefinedReason = Literal["not_above_position", "too_few_prompts", "no_labeler"]
+"""Reasons why a curve has no onset and settled steps; see `CurveRecord`."""
+
+
 class CurveRecord(Record):
     """Onset and settled steps of one curve, for its own and for the probes' final gain.
 
@@ -98,13 +102,14 @@ class CurveRecord(Record):
             height for every curve.
         undefined_because: reason why all of these steps are undefined: ``not_above_position`` if
             the curve is not clearly above the baseline at the last step, ``too_few_prompts`` if
-            too few for an interval have a score at every step.  None if the steps are defined, and
-            in summaries of earlier releases.
+            too few for an interval have a score at every step, ``no_labeler`` if it is a labeler's
+            curve and the labels are maps of files.  None if the steps are defined, and in summaries
+            of earlier releases.
     """
 
     relative: BarRecord
     absolute: BarRecord
-    undefined_because: Literal["not_above_position", "too_few_prompts"] | None = Field(
+    undefined_because: UndefinedReason | None = Field(
         default=None, exclude_if=lambda value: value is None
     )
 
@@ -321,6 +326,11 @@ def peak_records(planned: dict[str, int], measured: dict[str, int]) -> dict[str,
     }
 
 
+def _if_any() -> Any:
+    """Build a field of records by name, which the file leaves out if there are none."""
+    return Field(default_factory=dict, exclude_if=lambda value: not value)
+
+
 class Summary(Record):
     """Main results of a run: the contents of ``summary.json``.
 
@@ -358,15 +368,9 @@ class Summary(Record):
     log_snr: list[float | None] = Field(default_factory=list)
     layers: int
     properties: dict[str, PropertyRecord] = Field(min_length=1)
-    vectors: dict[str, VectorRecord] = Field(
-        default_factory=dict, exclude_if=lambda value: not value
-    )
-    class_maps: dict[str, ClassMapRecord] = Field(
-        default_factory=dict, exclude_if=lambda value: not value
-    )
-    numbers: dict[str, NumberRecord] = Field(
-        default_factory=dict, exclude_if=lambda value: not value
-    )
+    vectors: dict[str, VectorRecord] = _if_any()
+    class_maps: dict[str, ClassMapRecord] = _if_any()
+    numbers: dict[str, NumberRecord] = _if_any()
     classes: ClassesRecord | None = Field(serialization_alias="class", validation_alias="class")
     labelers: dict[str, Interval] | None = None
     nonfinite: int
@@ -374,7 +378,7 @@ class Summary(Record):
     nonfinite_cells: list[NonfiniteRecord] = Field(default_factory=list)
     interventions: dict[str, InterventionRecord] = Field(default_factory=dict)
     seconds: dict[str, float]
-    memory: dict[str, PeakRecord] = Field(default_factory=dict, exclude_if=lambda value: not value)
+    memory: dict[str, PeakRecord] = _if_any()
     bytes: int
     versions: dict[str, str]
     notes: tuple[str, ...] = ()
@@ -391,9 +395,6 @@ def load_summary(run: Run) -> Summary:
     """
     remedy = f"`ldmprobe report {run.url}` writes it again from the stored scores"
     summary = run.location.read_record("summary.json", Summary, remedy)
-    if summary.study_hash != (recorded := run.attributes["study_hash"]):
-        raise RunError(
-            f"{run.url}/summary.json is of another run (study hash {summary.study_hash}, not "
-            f"{recorded}). Fix: {remedy}"
-        )
+    if summary.study_hash != run.attributes["study_hash"]:
+        raise RunError(f"{run.url}/summary.json is of another run. Fix: {remedy}")
     return summary

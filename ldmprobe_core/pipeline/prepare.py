@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import ldmprobe_core
-from ldmprobe_core.errors import RunError, UserError
+from ldmprobe_core.errors import RunError, UserError, verb
 from ldmprobe_core.labelers.checks.trial import trial_problems
 from ldmprobe_core.labelers.registry import check_labeler, definition_of, labelers_of
 from ldmprobe_core.models.sources.lookup import source_of
@@ -108,7 +108,8 @@ def _class_notes(plan: StudyPlan, classes: tuple[str, ...]) -> list[str]:
     named = ", ".join(repr(one)[:40] for one in dict.fromkeys(unknown) if one is not None)
     which = f", such as {named:.120}" if named else ""
     return [
-        f"{len(unknown)} of {len(categories)} images name no class that the class labeler "
+        f"{len(unknown)} of {len(categories)} images {verb(len(unknown), 'names', 'name')} no "
+        "class that the class labeler "
         f"knows{which}, so that the top class of each finished image is followed over the steps "
         "instead of the prompt's class"
     ]

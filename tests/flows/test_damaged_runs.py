@@ -99,7 +99,7 @@ def test_a_summary_of_another_run_is_not_shown_as_this_ones(copy, command, capfd
         assert "another run" in " ".join(captured.out.split())
         return
     assert stop.value.code == 3
-    assert f"{copy}/summary.json is of another run (study hash 0123456789abcdef" in captured.err
+    assert f"{copy}/summary.json is of another run. Fix: " in captured.err
     assert f"Fix: `ldmprobe report {copy}` writes it again" in captured.err
 
 

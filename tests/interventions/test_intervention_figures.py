@@ -99,7 +99,7 @@ def test_map_sentence_and_figures_of_an_erasure_say_that_the_score_falls(run):
         "In 2 of 3 cells the erasure lowers the Dice with own label below that of the null edit, "
     )
     assert "clear of zero, and in 1 it raises it (intervals are not corrected for the" in sentence
-    assert "most in mid_block" in sentence
+    assert "; of the cells clear of zero, most in mid_block" in sentence
     assert "steps 2 to 2: -0.30 [-0.31, -0.29]" in sentence
     assert "the erasure there has the effect" in sentence
     partly = map_sentence(with_effects(summary, (0.2, -0.3, -0.1), (0.5, 0.4, 0.6), without=(2,)))

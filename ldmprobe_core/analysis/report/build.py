@@ -30,6 +30,7 @@ from ldmprobe_core.analysis.kept_analysis import analyse
 from ldmprobe_core.analysis.records import PeakRecord, Summary, load_summary
 from ldmprobe_core.analysis.report import figures, intervention_figures, published
 from ldmprobe_core.analysis.report.citation import bibtex
+from ldmprobe_core.analysis.report.drawing import heatmaps
 from ldmprobe_core.analysis.report.drawing.figure_writer import FigureWriter
 from ldmprobe_core.analysis.report.drawing.sample_figures import (
     add_sample_grids,
@@ -61,7 +62,7 @@ from ldmprobe_core.analysis.report.text import (
 )
 from ldmprobe_core.analysis.run_analysis import RunAnalysis, write_summary
 from ldmprobe_core.analysis.stored_probes import SampleMaps
-from ldmprobe_core.errors import RunError, UserError
+from ldmprobe_core.errors import RunError, UserError, counted
 from ldmprobe_core.interventions.results import completed_interventions, read_intervention_summary
 from ldmprobe_core.labelers.registry import labelers_of
 from ldmprobe_core.pipeline.groups import STEP_IMAGES, samples_in
@@ -197,28 +198,29 @@ class _ReportFigures(FigureWriter):
         layers = self.run.layers
         for prop, curves in self.analysis.curves.items():
             best = self.summary.properties[prop].best
-            figure, titles = figures.heatmap(prop, curves, layers, self.summary)
+            figure, titles = heatmaps.heatmap(prop, curves, layers, self.summary)
             self.write(
                 "properties",
                 f"{prop}-heatmap",
                 figure,
-                f"Heatmap of {prop} scores, step by layer; best at step {best.step}, {best.layer}.",
+                heatmaps.heatmap_text(prop, self.summary),
                 titles,
-                caption=figures.heatmap_caption(prop, curves, layers, self.summary),
+                caption=heatmaps.heatmap_caption(prop, curves, layers, self.summary),
             )
             self.write(
                 "properties",
                 f"{prop}-curves",
                 figures.curves_figure(prop, self.analysis),
-                f"{prop} scores over steps for probes, image labelers and controls.",
+                f"{prop} scores over steps for probes{', image labelers' * curves.labeled} and "
+                "controls.",
                 caption=figures.curves_caption(prop, curves, best.metric),
             )
             if curves.other_cells or curves.partial_cells is not None:
-                text, caption = figures.other_heatmaps_text(prop, curves)
+                text, caption = heatmaps.other_heatmaps_text(prop, curves)
                 self.write(
                     "heatmaps",
                     f"{prop}-others",
-                    figures.other_heatmaps(curves, layers),
+                    heatmaps.other_heatmaps(curves, layers),
                     text,
                     caption=caption,
                 )
@@ -227,7 +229,7 @@ class _ReportFigures(FigureWriter):
         """Draw each property's transfer matrix and learning curves."""
         for prop, result in self.summary.properties.items():
             if result.analyses is not None:
-                limits = figures.color_range(self.analysis.curves[prop])
+                limits = heatmaps.color_range(self.analysis.curves[prop])
                 sizes = ", and over numbers of training images" if result.analyses.learning else ""
                 self.write(
                     "generalization",
@@ -337,7 +339,7 @@ def _page(run: Run, summary: Summary, figure_records: dict[str, Any]) -> str:
     )
     environment.globals.update(
         number=number, step=step, lead=lead, effects=effect_rows, short_layer=short_layer,
-        intervention_title=intervention_title, control_title=control_title,
+        intervention_title=intervention_title, control_title=control_title, counted=counted,
         partial_input_lines=partial_input_lines,
     )  # fmt: skip
     study, columns = run.study, control_columns(summary)
@@ -357,7 +359,6 @@ def _page(run: Run, summary: Summary, figure_records: dict[str, Any]) -> str:
         viewed=figure_records["viewed"],
         columns=columns,
         made=[prop for prop in summary.properties if prop in made],
-        known=[prop for prop in summary.properties if prop not in made],
         named_controls=named_controls(summary),
         differences=difference_sentences(summary, study.capture.keep),
         largest_p=LARGEST_P,

@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ldmprobe_core.analysis.controls.wording import metric_title
 from ldmprobe_core.analysis.facts import limits_of, property_facts
 from ldmprobe_core.analysis.records import PropertyRecord
-from ldmprobe_core.analysis.report.figures import step_ticks
 from ldmprobe_core.analysis.report.image_grid import image_grid
 from ldmprobe_core.analysis.report.style import (
     CLEAN_COLOR,
@@ -21,8 +21,9 @@ from ldmprobe_core.analysis.report.style import (
     POSITION_LINE,
     PROBE_COLOR,
     PROBE_LINE,
+    step_ticks,
 )
-from ldmprobe_core.analysis.report.text import metric_title, property_title
+from ldmprobe_core.analysis.report.text import property_title
 from ldmprobe_core.analysis.run_analysis import RunAnalysis
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap
 from ldmprobe_core.study.layers import short_layer
@@ -96,8 +97,9 @@ def overview_curves(prop: str, analysis: RunAnalysis) -> Figure:
         panel.axhline(
             position, color="0.35", linestyle=POSITION_LINE, linewidth=1, label="position alone"
         )
-    _line(panel, decoded, bootstrap, DECODED_COLOR, DECODED_LINE, "labeler, decoded latents")
-    _line(panel, clean, bootstrap, CLEAN_COLOR, CLEAN_LINE, "labeler, predicted clean image")
+    if curves.labeled:
+        _line(panel, decoded, bootstrap, DECODED_COLOR, DECODED_LINE, "labeler, decoded latents")
+        _line(panel, clean, bootstrap, CLEAN_COLOR, CLEAN_LINE, "labeler, predicted clean image")
     panel.set_xlabel("step", fontsize=9)
     panel.set_ylabel(metric_title(result.best.metric), fontsize=9)
     panel.set_xlim(0.5, len(curves.probe) + 0.5)
