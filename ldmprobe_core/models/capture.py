@@ -89,7 +89,10 @@ class ActivationCapture:
         def record(_module: nn.Module, _inputs: Any, output: Any) -> None:
             grid = to_grid(output, self._grid, item)
             self._batch_sizes[name] = len(grid)
-            self._captured[name] = grid[-(len(grid) // self.batch_copies) :].detach()
+            # Copied here, because the network may change its own output in place afterwards, as
+            # FreeU does.  A view would also keep the memory of the complete output alive.
+            conditional = grid[-(len(grid) // self.batch_copies) :].detach()
+            self._captured[name] = self._stored_form(conditional)
             self.calls += 1
             if self.calls == self._most_calls:
                 raise _EnoughCapturedError
@@ -149,9 +152,7 @@ class ActivationCapture:
                     f"{self.batch_copies} copies as the Architecture declares. Fix: correct the "
                     "method guidance of that Architecture class"
                 )
-        # The captured tensors are views of the conditional half of each output.  A view keeps the
-        # memory of the complete output alive, so the values are copied.
-        activations = {name: self._stored_form(one) for name, one in self._captured.items()}
+        activations = self._captured
         self.discard()
         return activations
 

@@ -103,16 +103,18 @@ def set_key(content: dict[str, Any], override: str) -> None:
             "quotes"
         ) from None
     *path, last = key.split(".")
-    labels = content.get("labels")
-    for name in path:
+    for i, name in enumerate(path):
         below = content.get(name)
         # The key may be in a section that the file leaves out or sets to null, so an empty section
         # is created for it.
         if below is None:
             below = content[name] = {}
+        # A YAML alias makes several keys share one mapping, of which only the named one changes.
+        if isinstance(below, dict):
+            below = content[name] = dict(below)
         # The study may give a labeler by its name alone.  The name is converted to a mapping, so
         # that the override can set another key of this labeler.
-        if content is labels and isinstance(below, str):
+        if path[:i] == ["labels"] and isinstance(below, str):
             below = content[name] = {"name": below}
         content = below
         if not isinstance(content, dict):
@@ -160,7 +162,7 @@ def _field(location: tuple[int | str, ...]) -> str:
     """Return the dotted key of a place in a study."""
     # For a key that takes several types, pydantic adds the tried type, such as ``tuple[int,...]``.
     tried = re.compile(
-        r"(literal|tuple|list|dict|function-(before|after|wrap|plain))\[.*\]|constrained-str|\[key\]",
+        r"(literal|tuple|list|dict|function-(before|after|wrap|plain))\[.*\]|constrained-\w+|\[key\]",
         re.DOTALL,
     )
     field = ".".join(str(part) for part in location if not tried.fullmatch(str(part)))

@@ -43,7 +43,14 @@ class LabelerSpec(Section):
 
 
 def _named(value: Any) -> Any:
-    """Convert a labeler given by its name alone to a mapping with the key ``name``."""
+    """Convert a labeler given by its name alone to a mapping with the key ``name``.
+
+    YAML reads ``off`` and ``no`` as false.
+    """
+    if value is False:
+        raise ValueError(
+            "false names no labeler. Fix: give null for no labeler, or the name of one"
+        )
     return {"name": value} if isinstance(value, str) else value
 
 

@@ -40,6 +40,30 @@ def test_captured_self_attention_equals_softmax_of_queries_and_keys(unet, captur
     assert bad.tolist() == [0, 0, 0]
 
 
+def test_captured_values_are_those_before_the_network_changes_them_in_place(unet, capture_layers):
+    """As FreeU does, which scales the channels of a block's output before the next block."""
+    seen = {}
+
+    def keep_and_scale(_module, _inputs, output):
+        if "before" in seen:
+            output.mul_(1.5)
+        else:
+            seen["before"] = output[2:].clone()
+
+    module = dict(unet.named_modules())[LAYER]
+    with torch.no_grad():
+        hook = module.register_forward_hook(keep_and_scale)
+        call_unet(unet, 4)
+        hook.remove()
+        with capture_layers([LAYER], 2) as capture:
+            hook = module.register_forward_hook(keep_and_scale)  # called after the capture's hook
+            call_unet(unet, 4)
+            values = capture.pop_activations(2)[LAYER]
+    hook.remove()
+    expected = seen["before"].reshape(values.shape).half()
+    np.testing.assert_array_equal(values.numpy(), expected.numpy())
+
+
 def test_captured_conditional_half_is_the_second(unet, capture_layers):
     with torch.no_grad(), capture_layers([LAYER], 2) as capture:
         call_unet(unet, 4)

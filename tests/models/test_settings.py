@@ -1,6 +1,7 @@
 """Settings that a model's architecture cannot use, or has no use for."""
 
 import json
+import shutil
 
 import pytest
 import tiny_models
@@ -29,6 +30,15 @@ def test_attention_slicing_is_refused_where_the_denoiser_has_none(model_folders,
     ):
         checked(model_folders[name], name, model={"attention_slicing": True})
     assert checked(model_folders[name], name) == ()
+
+
+def test_a_unet_that_predicts_a_variance_too_is_refused(model_folders, tmp_path):
+    shutil.copytree(model_folders["sd1"], tmp_path / "m")
+    path = tmp_path / "m/unet/config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"out_channels": 8}))
+    with pytest.raises(UserError, match=r"predicts 8 channels .* for latents of 4\. Fix: "):
+        checked(tmp_path / "m", "sd1")
 
 
 def write_consistency_model(folder):

@@ -64,6 +64,17 @@ def test_overrides_add_keys_to_the_name_of_a_labeler():
     assert study.labels.depth.weights == "/somewhere"
 
 
+def test_an_override_changes_its_own_key_of_a_value_with_several_aliases(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text(
+        "labels:\n  foreground: &own {name: tabletop}\n  depth: *own\n"
+        "  shading: {<<: *own}\nprobes: &p {}\n"
+    )
+    labels = load_study(path, ["labels.depth.name=midas"]).labels
+    names = [labels.labeler(prop).name for prop in ("foreground", "depth", "shading")]
+    assert names == ["tabletop", "midas", "tabletop"]
+
+
 def test_overrides_are_read_as_yaml():
     study = load_study("tabletop", ["sampling.steps=20", "probes.kinds=[ridge]"])
     assert study.sampling.steps == 20
@@ -93,6 +104,15 @@ def test_parse_study_names_the_field_once_with_a_remedy(content, words):
     [
         ("name: 42", "name is 42: this is not text. Fix: give text, in quotes if"),
         ("name: 2020-01-01", "name is 2020-01-01: this is not text"),
+        (
+            "labels: {foreground: off}",
+            "labels.foreground: false names no labeler. Fix: give null for no labeler, or the",
+        ),
+        (
+            "trajectory: {samples: ALL}",
+            "trajectory.samples is 'ALL': this is not a whole number. Fix: give a whole number, "
+            "without quotes, or 'all'",
+        ),
         ("sampling: null", "sampling is null: this is not a mapping. Fix: give keys and values"),
         ("sampling: {steps: .nan}", "sampling.steps is nan: this is not a whole number"),
         ("sampling: {steps: 0}", "sampling.steps is 0: the value is too small. Fix: give 1 or"),

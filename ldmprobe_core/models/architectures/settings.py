@@ -30,6 +30,14 @@ def check_settings(architecture: Architecture, study: Study) -> tuple[str, ...]:
             f"{architecture.latent_channels} channels, and the VAE has {channels} latent channels. "
             "Fix: use components of one text-to-image model"
         )
+    # A transformer's pipeline drops what a model with a learned variance predicts beside the noise.
+    predicted = architecture.config.get("out_channels", channels)
+    if architecture.denoiser == "unet" and predicted != channels:
+        raise UserError(
+            f"model: the unet of {architecture.source} predicts {predicted} channels (out_channels "
+            f"in its config) for latents of {channels}. Fix: use a model that predicts one value "
+            "for each latent, without a learned variance"
+        )
     name = architecture.pipeline_name
     height, width = architecture.size
     if height % architecture.size_multiple or width % architecture.size_multiple:

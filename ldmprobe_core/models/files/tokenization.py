@@ -65,6 +65,7 @@ class PromptTokenizer:
                 loaded[name] = _load(folder / name, str(entry[1])), str(entry[1])
         self._tokenizers = _with_lengths(loaded, pipeline)
         self._preprocess = getattr(pipeline, "_text_preprocessing", None)
+        self._convert = None
         for name, (tokenizer, limit) in self._tokenizers.items():
             encoder = name.replace("tokenizer", "text_encoder")
             _require_fitting(folder / name, tokenizer, limit, folder / encoder / "config.json")
@@ -89,6 +90,8 @@ class PromptTokenizer:
         tokenizer = cls.__new__(cls)
         tokenizer._tokenizers = _with_lengths(loaded, type(pipeline))
         tokenizer._preprocess = getattr(type(pipeline), "_text_preprocessing", None)
+        # A textual inversion of several vectors replaces its word by as many tokens.
+        tokenizer._convert = getattr(pipeline, "maybe_convert_prompt", None)
         return tokenizer
 
     @property
@@ -105,8 +108,9 @@ class PromptTokenizer:
             # for.
             (prompt,) = self._preprocess(None, prompt)
         for name, (tokenizer, limit) in self._tokenizers.items():
-            whole = tokenizer(prompt, truncation=False, verbose=False).input_ids
-            used = tokenizer(prompt, truncation=True, max_length=limit).input_ids
+            text = prompt if self._convert is None else self._convert(prompt, tokenizer)
+            whole = tokenizer(text, truncation=False, verbose=False).input_ids
+            used = tokenizer(text, truncation=True, max_length=limit).input_ids
             ids.append(tuple(int(i) for i in used))
             if len(whole) > limit:
                 cuts[name] = tokenizer.decode(whole[limit - 1 : -1]).strip()

@@ -333,7 +333,10 @@ def _prompt_notes(study: Study, samples: list[Sample], source: ModelSource) -> l
         else:
             notes += check_samples(samples, tokenize)
             notes += long_text_notes("prompts.negative", study.prompts.negative or "", tokenize)
-    record = read_model_record(study.model.config or study.model.source, study.model.revision)
+    try:
+        record = read_model_record(study.model.config or study.model.source, study.model.revision)
+    except ValueError as problem_and_remedy:
+        raise UserError(f"model.source: {problem_and_remedy}") from None
     return [*notes, *invisible_notes(samples), *unknown_word_notes(samples, record)]
 
 

@@ -50,7 +50,8 @@ class ModelRecord(Section):
 
     Attributes:
         sampling: values of the keys scheduler, steps and guidance that a study leaves out.
-        words: words that the model was trained on, in lowercase; empty if it accepts any word.
+        words: words that the model was trained on, which are compared in lowercase; empty if it
+            accepts any word.
     """
 
     sampling: dict[str, Any] = Field(default_factory=dict)
@@ -68,6 +69,12 @@ class ModelRecord(Section):
             )
         Sampling.model_validate(value)
         return value
+
+    @field_validator("words")
+    @classmethod
+    def _lowercase(cls, words: tuple[str, ...]) -> tuple[str, ...]:
+        """Convert the words to lowercase, in which those of a prompt are compared."""
+        return tuple(word.lower() for word in words)
 
     def unknown_words(self, text: str) -> tuple[str, ...]:
         """Return the distinct words of a text, in lowercase, on which the model was not trained.

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import tiny_models
+import torch
 
 from ldmprobe_core.assets import MODEL_FOLDER
 from ldmprobe_core.errors import UserError
@@ -172,3 +173,19 @@ def test_tokenizer_of_refuses_encoders_whose_outputs_cannot_be_joined(tmp_path):
     pipeline.save_pretrained(tmp_path / "m")
     with pytest.raises(UserError, match=r"different values of model_max_length \(24, 9\).*Fix"):
         tokenizer_of(tmp_path / "m")
+
+
+def test_tokenizer_of_a_pipeline_reads_all_vectors_of_a_textual_inversion():
+    """A word of twelve vectors is twelve tokens, so two prompts that differ later become equal."""
+    torch.manual_seed(0)
+    pipeline = tiny_models.stable_diffusion_1()
+    pipeline.load_textual_inversion({"<cat>": torch.randn(12, 16)}, token="<cat>")
+    tokenizer = PromptTokenizer.of_pipeline(pipeline)
+    start = "a <cat> red ball on the floor and the red"
+    one, two = tokenizer(f"{start} cone in a box"), tokenizer(f"{start} cone in a bag")
+    text = pipeline.maybe_convert_prompt(f"{start} cone in a box", pipeline.tokenizer)
+    length = pipeline.tokenizer.model_max_length
+    expected = pipeline.tokenizer(text, truncation=True, max_length=length).input_ids
+    assert list(one.ids[0]) == expected
+    assert one.ids == two.ids
+    assert one.cuts.keys() == {"tokenizer"}

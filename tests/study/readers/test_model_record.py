@@ -1,6 +1,7 @@
 """Sampling defaults and words that a model folder states about itself."""
 
 import json
+import shutil
 from functools import partial
 
 import huggingface_hub
@@ -70,6 +71,22 @@ def test_a_record_that_cannot_be_used_is_one_sentence(tmp_path, text):
     (tmp_path / RECORD).write_text(text)
     with pytest.raises(UserError, match=rf"model\.source: .*{RECORD} is not a usable record.*Fix"):
         parse_study({"model": {"source": str(tmp_path)}})
+
+
+def test_a_damaged_record_is_one_sentence_where_the_study_states_all_that_it_would(tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(MODEL_FOLDER, folder)
+    (folder / RECORD).write_text('{"words": null}')
+    stated = {"scheduler": "ddim", "steps": 3, "guidance": 2.0}
+    study = parse_study(
+        {"model": {"source": str(folder)}, "sampling": stated, "prompts": {"samples": 6}}
+    )
+    with pytest.raises(UserError, match=rf"model\.source: .*{RECORD} is not a usable record.*Fix"):
+        plan_study(study)
+
+
+def test_words_of_a_record_are_compared_in_lowercase():
+    assert ModelRecord(words=("A", "Red")).unknown_words("a RED lemon") == ("lemon",)
 
 
 def test_unknown_words_of_a_text():
