@@ -34,7 +34,7 @@ from ldmprobe_core.study.extensions.components import Component, component_recor
 from ldmprobe_core.study.extensions.entry_points import load_entry_points
 from ldmprobe_core.study.extensions.joint import components_of
 from ldmprobe_core.study.loading import sentence
-from ldmprobe_core.study.probe_sections import LabelerSpec
+from ldmprobe_core.study.probe_sections import EXACT_MAPS, LabelerSpec
 from ldmprobe_core.study.properties import (
     PROPERTIES,
     Property,
@@ -48,9 +48,6 @@ if TYPE_CHECKING:
 
 ENTRY_POINTS = "ldmprobe.labelers"
 """Name of the entry-point group in which other packages offer labelers."""
-
-EXACT_MAPS = "maps"
-"""Labeler name that makes a study read labels from map files beside the source images."""
 
 _LABELERS: dict[tuple[str, str], LabelerEntry] = {}
 _joint_labelers: dict[tuple[str, LabelerSpec, torch.device, str], JointLabeler] = {}

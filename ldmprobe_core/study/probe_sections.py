@@ -25,6 +25,9 @@ from ldmprobe_core.study.readers.value_types import (
     Section,
 )
 
+EXACT_MAPS = "maps"
+"""Name that stands for a labeler where labels are read from map files beside the source images."""
+
 
 class LabelerSpec(Section):
     """Name of a labeler, and its weights: a folder, a file or a hub id.
@@ -101,6 +104,11 @@ class Labels(Section):
             return self.classes
         return (self.__dict__ | (self.model_extra or {})).get(prop)
 
+    def is_labeled(self, prop: str) -> bool:
+        """Return whether a labeler makes the labels of a property; False for maps of files."""
+        spec = self.labeler(prop)
+        return spec is not None and spec.name != EXACT_MAPS
+
     @property
     def maps(self) -> tuple[str, ...]:
         """Names of the map properties: built-in ones first, then others, sorted."""
@@ -136,7 +144,7 @@ class Labels(Section):
             )
         for prop in (CLASS, *self.numbers):
             labeler = self.labeler(prop)
-            if labeler is not None and labeler.name == "maps":
+            if labeler is not None and labeler.name == EXACT_MAPS:
                 raise ValueError(
                     f"{prop} is 'maps', the reader of map files, but {prop} is not a map property. "
                     "Fix: name another labeler, or null"

@@ -41,7 +41,7 @@ def test_build_report_escapes_prompts_and_writes_figures(tiny_study, tmp_path):
     assert "&lt;script&gt;alert(" in page
     assert "http" not in page.replace("http-equiv", "")  # nothing is fetched
     # The test prompts are too few for intervals, and there is no permuted denoiser to compare with.
-    assert "too few for intervals; cells" in page
+    assert "too few for intervals." in page
     assert "bootstrap interval" not in page
     assert "% interval" not in page
     assert "would explain its score" not in page

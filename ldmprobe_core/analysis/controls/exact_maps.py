@@ -45,9 +45,6 @@ def exact_record(
     """
     if prop not in run.exact_properties:
         return None
-    # Import here, because labelers load torch, which takes seconds, and few runs have exact maps.
-    from ldmprobe_core.labelers.registry import labelers_of
-
     truth = as_label(run.study, prop, run.read("exact_maps", prop, sample=test))
     mean, everything = labels.means[prop], np.arange(len(test))
     step, layer, probe = cell
@@ -69,7 +66,7 @@ def exact_record(
     predicted = np.broadcast_to(mean, (len(test), *mean.shape))
     position = score_maps(prop, predicted, truth, mean, cut=cut)[0]
     labeled = None
-    if prop in labelers_of(run.study):
+    if run.study.labels.is_labeled(prop):
         labeled = score_maps(prop, labels.maps[prop][test], truth, mean)[0]
     return ExactRecord(
         best=bootstrap.interval(scores[0]),

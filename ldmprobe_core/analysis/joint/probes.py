@@ -92,10 +92,7 @@ class JointProbes:
     @property
     def has_labeler(self) -> bool:
         """Flag that is True if the labels come from a labeler and not from ground-truth maps."""
-        # Import here, because labelers load torch, which takes seconds.
-        from ldmprobe_core.labelers.registry import labelers_of
-
-        return self.parts[0] in labelers_of(self.run.study)
+        return self.run.study.labels.is_labeled(self.parts[0])
 
 
 def upsample_tokens(tokens: np.ndarray, size: tuple[int, ...]) -> np.ndarray:

@@ -64,7 +64,6 @@ from ldmprobe_core.analysis.run_analysis import RunAnalysis, write_summary
 from ldmprobe_core.analysis.stored_probes import SampleMaps
 from ldmprobe_core.errors import RunError, UserError, counted
 from ldmprobe_core.interventions.results import completed_interventions, read_intervention_summary
-from ldmprobe_core.labelers.registry import labelers_of
 from ldmprobe_core.pipeline.groups import STEP_IMAGES, samples_in
 from ldmprobe_core.probing.inference.bootstrap import fewest_clusters
 from ldmprobe_core.storage.lease import hold_lease
@@ -343,7 +342,6 @@ def _page(run: Run, summary: Summary, figure_records: dict[str, Any]) -> str:
         partial_input_lines=partial_input_lines,
     )  # fmt: skip
     study, columns = run.study, control_columns(summary)
-    made = labelers_of(study)
     analyses = [part.analyses for part in summary.properties.values() if part.analyses]
     content = yaml.safe_dump(
         json.loads(study.to_json()), sort_keys=False, allow_unicode=True, width=100
@@ -358,7 +356,7 @@ def _page(run: Run, summary: Summary, figure_records: dict[str, Any]) -> str:
         contents=_contents(study, summary, figure_records),
         viewed=figure_records["viewed"],
         columns=columns,
-        made=[prop for prop in summary.properties if prop in made],
+        made=[prop for prop in summary.properties if study.labels.is_labeled(prop)],
         named_controls=named_controls(summary),
         differences=difference_sentences(summary, study.capture.keep),
         largest_p=LARGEST_P,

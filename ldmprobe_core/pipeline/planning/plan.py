@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from ldmprobe_core.errors import UserError, counted
-from ldmprobe_core.labelers.registry import EXACT_MAPS, check_labeler, labelers_of, require_known
+from ldmprobe_core.labelers.registry import check_labeler, labelers_of, require_known
 from ldmprobe_core.models.architectures.settings import check_settings
 from ldmprobe_core.models.devices import check_device
 from ldmprobe_core.models.layers import (
@@ -51,6 +51,7 @@ from ldmprobe_core.study.layers import (
     WORDS,
     LayerShape,
 )
+from ldmprobe_core.study.probe_sections import EXACT_MAPS
 from ldmprobe_core.study.readers.folder_checks import check_folder
 from ldmprobe_core.study.readers.image_folder import exact_map_properties, image_names
 from ldmprobe_core.study.readers.model_record import read_model_record
