@@ -9,19 +9,16 @@ reported.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import product
 from typing import Any, NamedTuple
 
-import numpy as np
 import zarr
 
-from ldmprobe_core.errors import LdmprobeError, RunError, UserError
+from ldmprobe_core.errors import LdmprobeError, UserError
 from ldmprobe_core.storage.bookkeeping import (
     CREATED,
     FOLDER,
-    read_record,
-    record_names,
     unit_of_record,
 )
 from ldmprobe_core.storage.nodes import consolidated_metadata, dimensions, open_array
@@ -35,20 +32,17 @@ from ldmprobe_core.storage.stores.checksum_store import (
 from ldmprobe_core.storage.stores.metadata_cache import invalidate_cache
 from ldmprobe_core.storage.stores.regular_files import NotRegularError, remove_irregular
 from ldmprobe_core.storage.units import (
-    ARRAY_DIM,
     EDIT_RECORDS,
-    UNIT_KINDS,
-    UnitKind,
     is_progress_array,
-    kind_of_group,
 )
-from ldmprobe_core.study.batching import BUFFERS
-
-_Expectation = Callable[[str, tuple[str, ...], tuple[int, ...]], bool]
-"""Predicate of an array's path, its dimensions and a chunk index: True if it must exist."""
-
-BatchOfChunk = Callable[[str, int], int | None]
-"""Function of an array's path and a chunk's position along ``sample`` that gives its batch."""
+from ldmprobe_core.storage.verification.expected import (
+    BatchOfChunk,
+    Expectation,
+    batch_finder,
+    expectation,
+    unit_of_chunk,
+)
+from ldmprobe_core.storage.verification.records import recorded_checksums
 
 
 def find_corrupt_chunks(run: Run, array: str = "") -> Iterator[CorruptChunkError]:
@@ -79,40 +73,14 @@ def find_corrupt_chunks(run: Run, array: str = "") -> Iterator[CorruptChunkError
         # The progress record, which tells what other chunks must exist, is damaged itself.  The
         # other chunks can therefore be checked only after its repair.
         return
-    is_expected = _expectation(run)
-    recorded, damaged_records = _recorded_checksums(run)
+    is_expected = expectation(run)
+    recorded, damaged_records = recorded_checksums(run)
     if not array:
         yield from damaged_records
     store = run.zarr_store(require_complete=True, recorded=recorded)
     for path in _arrays(laid_out, array):
         if path.partition("/")[0] != GROUP and path not in unreadable:
             yield from _corrupt_chunks(open_array(store, run.url, path), is_expected)
-
-
-def _recorded_checksums(run: Run) -> tuple[dict[str, bytes], list[CorruptChunkError]]:
-    """Read the chunk checksums recorded by complete units of work and at the run's creation.
-
-    Returns:
-        the checksums by key, and an error for each damaged record.
-    """
-    names = [CREATED] if run.location.has(CREATED) else []
-    for kind in UNIT_KINDS.values():
-        groups = [f"{top}/{name}" for top in kind.groups for name in run.location.folders(top)]
-        for group in groups if kind.per_group else [GROUP]:
-            records = list(record_names(run.location, f"{group}/{kind.progress}"))
-            completed = run.progress_of(group).completed(kind) if records else np.zeros(0, bool)
-            units = set(map(tuple, np.argwhere(completed).tolist()))
-            # A unit with recorded checksums that is incomplete is being repeated.  It may have
-            # overwritten some of its chunks, so these checksums no longer apply.
-            names += [name for name in records if unit_of_record(name)[1] in units]
-    recorded: dict[str, bytes] = {}
-    damaged = []
-    for name in names:
-        try:
-            recorded |= read_record(run.location, name)
-        except ValueError:
-            damaged.append(CorruptChunkError(run.url, name, "changed"))
-    return recorded, damaged
 
 
 def _arrays(laid_out: dict[str, dict[str, Any]], below: str) -> list[str]:
@@ -223,7 +191,7 @@ def clear_progress(run: Run, chunks: Iterable[CorruptChunkError]) -> Repair:
         chunks = list(find_corrupt_chunks(run))
         if beyond_repair := _beyond_remedy(run, chunks):
             return Repair([], beyond_repair)
-    batch_of = _batch_finder(run)
+    batch_of = batch_finder(run)
     marks = {chunk.key: _mark_of(run, chunk, batch_of) for chunk in chunks}
     units = list(dict.fromkeys(mark for mark in marks.values() if mark is not None))
     repair = Repair(units, [chunk for chunk in chunks if marks[chunk.key] is None])
@@ -264,113 +232,7 @@ def _mark_of(
     return GROUP, unit[0].progress, unit[1]
 
 
-def _batch_finder(run: Run) -> BatchOfChunk:
-    """Build a function that returns the batch whose samples a chunk holds."""
-    batches: dict[str, list[int]] = {}
-
-    def of_chunks(path: str) -> list[int]:
-        """List the batch of each chunk along the dimension ``sample`` of an array."""
-        first, last = (open_array(run.store, run.url, one) for one in (path, "images/image"))
-        along, group = dimensions(first).index("sample"), path.rpartition("/")[0]
-        if f"{group}/sample" not in consolidated_metadata(run.location):
-            # This group holds all samples, so the number of a chunk is the number of its batch.
-            return list(range(first.cdata_shape[along]))
-        chunk = first.chunks[along]
-        samples = run.read(group, "sample")[::chunk]
-        return [int(sample) // last.chunks[0] for sample in samples]
-
-    def batch_of(path: str, chunk: int) -> int | None:
-        if path not in batches:
-            try:
-                batches[path] = of_chunks(path)
-            except RunError:
-                # The group's list of samples or its metadata is damaged, so the batch is
-                # unknown.  The damaged file itself is reported when it is checked.
-                batches[path] = []
-        return batches[path][chunk] if chunk < len(batches[path]) else None
-
-    return batch_of
-
-
-def unit_of_chunk(
-    path: str,
-    dims: tuple[str, ...],
-    chunk_index: tuple[int, ...],
-    layers: list[str],
-    batch_of: BatchOfChunk | None = None,
-) -> tuple[UnitKind, tuple[int, ...]] | None:
-    """Return the kind and index of the unit of work that writes a chunk; None if none does.
-
-    All units of an accumulator share one index, since each adds to the result of the one before.
-
-    Args:
-        path: path of the array.
-        dims: names of the array's dimensions.
-        chunk_index: position of the chunk in the array's chunk grid.
-        layers: names of all probe inputs, in order.
-        batch_of: function of the array's path and a chunk's position along ``sample`` that gives
-            the batch to which the chunk belongs, or None if the batch is unknown; None numbers
-            chunks and batches alike.
-    """
-    kind = kind_of_group(path)
-    if kind is None or not kind.writes(dims) or is_progress_array(path):
-        # No unit of work writes this chunk: it was written when the run, or the group of an
-        # intervention, was created.
-        return None
-    numbered = ARRAY_DIM["batch"]
-    if batch_of is not None and "batch" in kind.dims and numbered in dims and not kind.per_group:
-        axis = dims.index(numbered)
-        batch = batch_of(path, chunk_index[axis])
-        if batch is None:
-            return None
-        chunk_index = (*chunk_index[:axis], batch, *chunk_index[axis + 1 :])
-    return kind, kind.index_of_chunk(path, dims, chunk_index, layers)
-
-
-def _expectation(run: Run) -> _Expectation:
-    """Build a function that tells from the progress record whether a chunk must exist."""
-    layers, batch_of = run.probe_inputs, _batch_finder(run)
-    counts_by_group: dict[str, np.ndarray] = {}
-
-    def counts(kind: UnitKind, path: str) -> np.ndarray:
-        group = "/".join(path.split("/")[:2]) if kind.per_group else GROUP
-        key = f"{group}/{kind.progress}"
-        if key not in counts_by_group:
-            try:
-                counts_by_group[key] = run.progress_of(group).counts(kind)
-            except RunError:
-                # The progress array cannot be opened: the creation of its group is unfinished, or
-                # its metadata was already reported as corrupt.  No chunk is expected then.
-                counts_by_group[key] = np.zeros(0, int)
-        return counts_by_group[key]
-
-    def is_expected(path: str, dims: tuple[str, ...], chunk_index: tuple[int, ...]) -> bool:
-        unit = unit_of_chunk(path, dims, chunk_index, layers, batch_of)
-        if unit is None:
-            kind = kind_of_group(path)
-            if kind is not None and not kind.per_group and kind.writes(dims):
-                # A unit of work writes this chunk, but the batch of the unit cannot be determined,
-                # because the list of the group's samples is damaged.
-                return False
-            # This chunk holds coordinates, which are written when the group is created, so it must
-            # exist.  It may be missing only in the group of an intervention of which no unit is
-            # complete, because the process may have been interrupted while it created the group.
-            return kind is None or not kind.per_group or bool(counts(kind, path).any())
-        recorded = counts(unit[0], path)
-        if not recorded.size:
-            return False
-        count = int(recorded[unit[1]])
-        if "buffer" in dims and count % BUFFERS != chunk_index[dims.index("buffer")]:
-            # Each accumulator has two buffers, and only the one with the last complete sums is
-            # read.  This chunk is of the other buffer, which an interrupted unit may have written
-            # in part.
-            return False
-        return count > 0
-
-    return is_expected
-
-
-def _corrupt_chunks(array: zarr.Array, is_expected: _Expectation) -> Iterator[CorruptChunkError]:
+def _corrupt_chunks(array: zarr.Array, is_expected: Expectation) -> Iterator[CorruptChunkError]:
     """Yield an error for each chunk of an array that is corrupt, or missing but required."""
     dims = dimensions(array)
     for chunk_index in product(*(range(count) for count in array.cdata_shape)):
