@@ -61,19 +61,18 @@ def find_corrupt_chunks(run: Run, array: str = "") -> Iterator[CorruptChunkError
     damaged = list(_damaged_metadata(run, laid_out, array))
     yield from damaged
     unreadable = {chunk.array for chunk in damaged}
-    store = run.zarr_store(require_complete=True)
+    store, is_expected = run.zarr_store(require_complete=True), expectation(run)
     progress = [path for path in _arrays(laid_out, GROUP) if path not in unreadable]
     corrupt_progress = [
         chunk
         for path in progress
-        for chunk in _corrupt_chunks(open_array(store, run.url, path), lambda *_: False)
+        for chunk in _corrupt_chunks(open_array(store, run.url, path), is_expected)
     ]
     yield from corrupt_progress
     if corrupt_progress or any(path in unreadable for path in _arrays(laid_out, GROUP)):
         # The progress record, which tells what other chunks must exist, is damaged itself.  The
         # other chunks can therefore be checked only after its repair.
         return
-    is_expected = expectation(run)
     recorded, damaged_records = recorded_checksums(run)
     if not array:
         yield from damaged_records

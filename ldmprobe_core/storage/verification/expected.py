@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache, partial
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from ldmprobe_core.storage.progress import GROUP
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.units import (
     ARRAY_DIM,
+    EDIT_RECORDS,
+    STUDY_KINDS,
     UnitKind,
     is_progress_array,
     kind_of_group,
@@ -88,9 +91,25 @@ def unit_of_chunk(
     return kind, kind.index_of_chunk(path, dims, chunk_index, layers)
 
 
+def must_be_marked(run: Run, path: str) -> bool:
+    """Return whether all units of a progress array must be complete: their results have a summary.
+
+    The summary of a run or of an intervention is written after its last unit is complete, and it is
+    removed before a unit is marked as incomplete.
+    """
+    group, _, name = path.rpartition("/")
+    if group == GROUP:
+        required = {kind.progress for kind in STUDY_KINDS}
+        return name in required and run.location.has("summary.json")
+    return run.location.has(f"{EDIT_RECORDS}/{group.partition('/')[2]}/summary.json")
+
+
 def expectation(run: Run) -> Expectation:
-    """Build a function that tells from the progress record whether a chunk must exist."""
-    layers, batch_of = run.probe_inputs, batch_finder(run)
+    """Build a function that tells from the progress record whether a chunk must exist.
+
+    The function reads the progress record only for chunks outside of the group ``progress``.
+    """
+    batch_of, are_marked = batch_finder(run), cache(partial(must_be_marked, run))
     counts_by_group: dict[str, np.ndarray] = {}
 
     def counts(kind: UnitKind, path: str) -> np.ndarray:
@@ -106,7 +125,12 @@ def expectation(run: Run) -> Expectation:
         return counts_by_group[key]
 
     def is_expected(path: str, dims: tuple[str, ...], chunk_index: tuple[int, ...]) -> bool:
-        unit = unit_of_chunk(path, dims, chunk_index, layers, batch_of)
+        if is_progress_array(path):
+            return are_marked(path)
+        if path.partition("/")[0] == GROUP:
+            # These coordinates of the progress record are written when the run is created.
+            return True
+        unit = unit_of_chunk(path, dims, chunk_index, run.probe_inputs, batch_of)
         if unit is None:
             kind = kind_of_group(path)
             if kind is not None and not kind.per_group and kind.writes(dims):
