@@ -220,17 +220,14 @@ def verify(
             return
         if lease is None:
             raise RunError(
-                f"{len(damage)} chunks are damaged. Fix: verify --redo, then run the study."
+                f"{len(damage)} chunks are damaged. Fix: verify --redo, which says what follows."
             )
         lease.require_held()
         repair = clear_progress(target, damage)
-    if left := repair.beyond_repair:
-        raise RunError(
-            f"{left[0].key} is damaged, and cannot be computed from the rest of the run. Fix: "
-            "restore the run from a copy, or move it away and start again."
-        )
     for sentence in _repair_sentences(repair):
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+    if repair.beyond_repair:
+        raise _beyond_repair(repair)
 
 
 def _check_summaries(run: Run) -> None:
@@ -251,8 +248,24 @@ def _check_summaries(run: Run) -> None:
         read_intervention_summary(run, name)
 
 
+def _beyond_repair(repair: Repair) -> RunError:
+    """Build the error for chunks that no unit of the run, or of an intervention, writes again."""
+    keys = [chunk.key for chunk in repair.beyond_repair]
+    if of_run := [key for key in keys if not key.startswith("interventions/")]:
+        return RunError(
+            f"{of_run[0]} is damaged, and cannot be computed from the rest of the run. Fix: "
+            "restore the run from a copy, or move it away and start again."
+        )
+    name = keys[0].split("/")[1]
+    return RunError(
+        f"{keys[0]} is damaged, and only the creation of the intervention writes it. Fix: note the "
+        f"options in edits/{name}/intervention.json, remove interventions/{name} and edits/{name}, "
+        "and repeat `ldmprobe intervene` with these options."
+    )
+
+
 def _repair_sentences(repair: Repair) -> list[str]:
-    """Say which commands repeat the units that were marked; without any, that all is restored."""
+    """Say which commands repeat the units that were marked, or that all is restored."""
     sentences = []
     if repair.of_run:
         units = f"{repair.of_run} unit{'s' * (repair.of_run > 1)} of work"
@@ -262,7 +275,9 @@ def _repair_sentences(repair: Repair) -> list[str]:
             f"the damaged edits of {name} will be repeated by `ldmprobe intervene` with the same "
             f"options, which are in edits/{name}/intervention.json"
         )
-    return sentences or ["the damaged metadata is restored; every chunk is whole"]
+    if not sentences and not repair.beyond_repair:
+        sentences.append("the damaged metadata is restored; every chunk is whole")
+    return sentences
 
 
 @app.command()

@@ -2,8 +2,8 @@
 
 Each chunk is written by one unit of work (`ldmprobe_core.storage.units`).  To repair a chunk, its
 unit is recorded as not complete; the next run then repeats the unit, with the same result.  A run
-does not rewrite coordinates, ``samples/`` and interventions, so their corrupt chunks are only
-reported.
+does not rewrite coordinates, ``samples/`` and the targets of interventions, so their corrupt chunks
+are only reported.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from ldmprobe_core.storage.verification.expected import (
     Expectation,
     batch_finder,
     expectation,
+    group_of,
     unit_of_chunk,
 )
 from ldmprobe_core.storage.verification.records import recorded_checksums
@@ -192,8 +193,12 @@ def clear_progress(run: Run, chunks: Iterable[CorruptChunkError]) -> Repair:
             return Repair([], beyond_repair)
     batch_of = batch_finder(run)
     marks = {chunk.key: _mark_of(run, chunk, batch_of) for chunk in chunks}
-    units = list(dict.fromkeys(mark for mark in marks.values() if mark is not None))
-    repair = Repair(units, [chunk for chunk in chunks if marks[chunk.key] is None])
+    beyond_repair = [chunk for chunk in chunks if marks[chunk.key] is None]
+    # An intervention that has to be created again repeats all of its units.  Until then it keeps
+    # its marks and its summary.
+    kept = {group_of(chunk.array) for chunk in beyond_repair}
+    units = [mark for mark in marks.values() if mark is not None and mark[0] not in kept]
+    repair = Repair(list(dict.fromkeys(units)), beyond_repair)
     if repair.of_run:
         run.location.remove("summary.json")
     for intervention in repair.interventions:
@@ -216,8 +221,8 @@ def _mark_of(
         array, index = unit_of_record(chunk.key)
         group, _, name = array.rpartition("/")
         return group, name, index
-    group, _, name = chunk.array.partition("/")
-    if is_progress_array(chunk.array) and group == GROUP:
+    group, _, name = chunk.array.rpartition("/")
+    if is_progress_array(chunk.array):
         # Each chunk of a progress array holds one element.  The index of the chunk is therefore the
         # index of the unit of work whose progress the chunk records.
         return group, name, chunk.chunk_index
@@ -226,9 +231,9 @@ def _mark_of(
         return None
     dims = dimensions(open_array(run.store, run.url, chunk.array))
     unit = unit_of_chunk(chunk.array, dims, chunk.chunk_index, run.probe_inputs, batch_of)
-    if unit is None or unit[0].per_group:
+    if unit is None:
         return None
-    return GROUP, unit[0].progress, unit[1]
+    return group_of(chunk.array) if unit[0].per_group else GROUP, unit[0].progress, unit[1]
 
 
 def _corrupt_chunks(array: zarr.Array, is_expected: Expectation) -> Iterator[CorruptChunkError]:

@@ -11,6 +11,7 @@ from flows import cli
 from ldmprobe_core.storage import verify
 from ldmprobe_core.storage.lease import hold_lease
 from ldmprobe_core.storage.run import Run
+from ldmprobe_core.storage.stores.checksum_store import CorruptChunkError
 from ldmprobe_core.storage.stores.metadata_cache import invalidate_cache
 
 HARMS = {
@@ -161,3 +162,33 @@ def test_verify_redo_names_the_command_that_repeats_damaged_edits(copy, capfd, m
         "the damaged edits of a will be repeated by `ldmprobe intervene` with the same options, "
         "which are in edits/a/intervention.json"
     )
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        (
+            ["interventions/b/target_map/c/0/0/0/0"],
+            "only the creation of the intervention writes it. Fix: note the options in "
+            "edits/b/intervention.json, remove interventions/b and edits/b, and repeat",
+        ),
+        (
+            ["interventions/b/target_map/c/0/0/0/0", "samples/seed/c/0"],
+            "samples/seed/c/0 is damaged, and cannot be computed from the rest of the run",
+        ),
+    ],
+)
+def test_verify_redo_says_what_it_repaired_beside_damage_beyond_repair(
+    copy, capfd, monkeypatch, keys, words
+):
+    (copy / "labels/depth/c/0/0/0").unlink()
+    left = [CorruptChunkError(str(copy), key, "missing") for key in keys]
+    repair = verify.Repair([("progress", "labeled", (0,))], left)
+    monkeypatch.setattr(verify, "clear_progress", lambda run, damage: repair)
+    monkeypatch.setattr(sys, "argv", ["ldmprobe", "verify", str(copy), "--redo"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    captured = capfd.readouterr()
+    assert stop.value.code == 3
+    assert "1 unit of work with damaged chunks will be repeated by the next run" in captured.out
+    assert words in captured.err

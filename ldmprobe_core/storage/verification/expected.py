@@ -56,6 +56,11 @@ def batch_finder(run: Run) -> BatchOfChunk:
     return batch_of
 
 
+def group_of(path: str) -> str:
+    """Return the group of an intervention, such as ``interventions/<name>``, that holds a path."""
+    return "/".join(path.split("/")[:2])
+
+
 def unit_of_chunk(
     path: str,
     dims: tuple[str, ...],
@@ -104,16 +109,23 @@ def must_be_marked(run: Run, path: str) -> bool:
     return run.location.has(f"{EDIT_RECORDS}/{group.partition('/')[2]}/summary.json")
 
 
+def _is_created(run: Run, group: str) -> bool:
+    """Return whether the creation of an intervention's group is complete, as its records show."""
+    records = f"{EDIT_RECORDS}/{group.partition('/')[2]}"
+    return any(run.location.has(f"{records}/{n}.json") for n in ("intervention", "summary"))
+
+
 def expectation(run: Run) -> Expectation:
     """Build a function that tells from the progress record whether a chunk must exist.
 
     The function reads the progress record only for chunks outside of the group ``progress``.
     """
     batch_of, are_marked = batch_finder(run), cache(partial(must_be_marked, run))
+    is_created = cache(partial(_is_created, run))
     counts_by_group: dict[str, np.ndarray] = {}
 
     def counts(kind: UnitKind, path: str) -> np.ndarray:
-        group = "/".join(path.split("/")[:2]) if kind.per_group else GROUP
+        group = group_of(path) if kind.per_group else GROUP
         key = f"{group}/{kind.progress}"
         if key not in counts_by_group:
             try:
@@ -137,10 +149,13 @@ def expectation(run: Run) -> Expectation:
                 # A unit of work writes this chunk, but the batch of the unit cannot be determined,
                 # because the list of the group's samples is damaged.
                 return False
-            # This chunk holds coordinates, which are written when the group is created, so it must
-            # exist.  It may be missing only in the group of an intervention of which no unit is
-            # complete, because the process may have been interrupted while it created the group.
-            return kind is None or not kind.per_group or bool(counts(kind, path).any())
+            # This chunk holds coordinates or targets, which are written when the group is created,
+            # so it must exist.  It may be missing only in the group of an intervention without
+            # records and complete units, because the process may have been interrupted while it
+            # created the group.
+            if kind is None or not kind.per_group:
+                return True
+            return is_created(group_of(path)) or bool(counts(kind, path).any())
         recorded = counts(unit[0], path)
         if not recorded.size:
             return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ldmprobe_core.errors import RunError
 from ldmprobe_core.storage.bookkeeping import CREATED, read_record, record_names, unit_of_record
 from ldmprobe_core.storage.progress import GROUP
 from ldmprobe_core.storage.run import Run
@@ -22,7 +23,11 @@ def recorded_checksums(run: Run) -> tuple[dict[str, bytes], list[CorruptChunkErr
         groups = [f"{top}/{name}" for top in kind.groups for name in run.location.folders(top)]
         for group in groups if kind.per_group else [GROUP]:
             records = list(record_names(run.location, f"{group}/{kind.progress}"))
-            completed = run.progress_of(group).completed(kind) if records else np.zeros(0, bool)
+            try:
+                completed = run.progress_of(group).completed(kind) if records else np.zeros(0, bool)
+            except RunError:
+                # The progress record is damaged itself, and reported when its array is checked.
+                completed = np.zeros(0, bool)
             units = set(map(tuple, np.argwhere(completed).tolist()))
             # A unit with recorded checksums that is incomplete is being repeated.  It may have
             # overwritten some of its chunks, so these checksums no longer apply.
