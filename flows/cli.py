@@ -208,6 +208,8 @@ def verify(
     target.study  # noqa: B018  (raises if there is no run)
     # A flow that works on the run would take a unit that is marked meanwhile for complete.
     with hold_lease(target.url, "ldmprobe verify") if redo else nullcontext() as lease:
+        if redo:
+            _restore_settings(target)
         with reading("ldmprobe verify", target.url), activity("reading every chunk"):
             damage = list(find_corrupt_chunks(target))
         for chunk in damage:
@@ -216,7 +218,7 @@ def verify(
             )
         if not damage:
             console.print("every chunk is as it was written", highlight=False)
-            _check_summaries(target)
+            _check_records(target)
             return
         if lease is None:
             raise RunError(
@@ -230,22 +232,36 @@ def verify(
         raise _beyond_repair(repair)
 
 
-def _check_summaries(run: Run) -> None:
-    """Check that the summaries of a run and its interventions can be read, as far as it has them.
+def _restore_settings(run: Run) -> None:
+    """Write damaged settings of interventions again, before a repair removes their summaries."""
+    from ldmprobe_core.interventions.results import restore_intervention, started_interventions
+
+    for name in started_interventions(run):
+        if restore_intervention(run, name):
+            sentence = f"edits/{name}/intervention.json is restored from the summary beside it"
+            console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
+
+def _check_records(run: Run) -> None:
+    """Check that the summaries of a run and its interventions, and their settings, can be read.
 
     Raises:
-        RunError: a summary is damaged; the message says which command writes it again.
+        RunError: a record is damaged; the message says which command writes it again.
     """
     from ldmprobe_core.analysis.records import load_summary
     from ldmprobe_core.interventions.results import (
-        completed_interventions,
+        has_intervention_summary,
+        read_intervention,
         read_intervention_summary,
+        started_interventions,
     )
 
     if run.location.has("summary.json"):
         load_summary(run)
-    for name in completed_interventions(run):
-        read_intervention_summary(run, name)
+    for name in started_interventions(run):
+        if has_intervention_summary(run, name):
+            read_intervention_summary(run, name)
+        read_intervention(run, name)
 
 
 def _beyond_repair(repair: Repair) -> RunError:

@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from intervention_helpers import carry_out_intervention
 
 from flows import cli
+from ldmprobe_core.interventions.spec import Intervention
 from ldmprobe_core.storage import verify
 from ldmprobe_core.storage.lease import hold_lease
 from ldmprobe_core.storage.run import Run
@@ -37,6 +39,14 @@ def copy(finished_run, tmp_path):
     target = tmp_path / Path(finished_run.url).name
     shutil.copytree(finished_run.url, target)
     return target
+
+
+@pytest.fixture
+def edited_copy(copy):
+    """Return such a copy with an intervention, and the name of the intervention."""
+    spec = Intervention(samples=1, steps=1, layers=("mid_block*",), controls=())
+    carry_out_intervention(Run(str(copy)), spec)
+    return copy, spec.name
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -93,6 +103,29 @@ def test_verify_names_a_damaged_summary_of_an_intervention(copy, capfd, monkeypa
         cli.main()
     assert stop.value.code == 3
     assert "edits/depth-1/summary.json is unreadable (" in capfd.readouterr().err
+
+
+def test_verify_names_lost_settings_of_an_intervention_and_redo_restores_them(
+    edited_copy, capfd, monkeypatch
+):
+    copy, name = edited_copy
+    settings = copy / f"edits/{name}/intervention.json"
+    before = settings.read_text()
+    settings.unlink()
+    image = copy / f"interventions/{name}/image/c/0/0/0/0/0/0/0/0"
+    for damaged in (False, True):
+        settings.unlink(missing_ok=True)
+        if damaged:  # its repair removes the summary, which holds the settings
+            image.unlink()
+        else:
+            monkeypatch.setattr(sys, "argv", ["ldmprobe", "verify", str(copy)])
+            with pytest.raises(SystemExit) as stop:
+                cli.main()
+            assert stop.value.code == 3
+            assert f"edits/{name}/intervention.json is missing. Fix: " in capfd.readouterr().err
+        said = redo(copy, capfd, monkeypatch)
+        assert f"edits/{name}/intervention.json is restored from the summary beside it" in said
+        assert settings.read_text() == before
 
 
 def test_verify_redo_leaves_a_run_alone_on_which_a_flow_works(copy, capfd, monkeypatch):

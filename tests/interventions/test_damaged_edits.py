@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 from intervention_helpers import carry_out_intervention
 
-from ldmprobe_core.interventions.results import completed_interventions
+from ldmprobe_core.errors import RunError, UserError
+from ldmprobe_core.interventions.results import (
+    completed_interventions,
+    read_intervention,
+    restore_intervention,
+    started_interventions,
+)
 from ldmprobe_core.interventions.spec import Intervention
 from ldmprobe_core.interventions.stages import create_intervention, edit_batch
 from ldmprobe_core.storage.run import Run
@@ -108,3 +114,42 @@ def test_an_intervention_that_is_not_finished_may_lack_marks(unedited_run, tmp_p
     assert damage_of(run) == []
     edit_batch(run.url, name, 0, 0, 0, 0)
     assert damage_of(run) == []
+
+
+SETTINGS = f"edits/{SPEC.name}/intervention.json"
+HARMS = {
+    "missing": Path.unlink,
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-20]),
+    "empty": lambda path: path.write_bytes(b""),
+    "list": lambda path: path.write_text("[]"),
+    "another": lambda path: path.write_text(SPEC.model_copy(update={"seed": 1}).model_dump_json()),
+}
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_damaged_settings_are_restored_from_the_summary(edited, copy, harm):
+    HARMS[harm](Path(copy.url) / SETTINGS)
+    with pytest.raises(RunError, match=rf"{SETTINGS} .*Fix: put back .*, or run `.* --redo`, wh"):
+        read_intervention(copy, SPEC.name)
+    assert restore_intervention(copy, SPEC.name)
+    assert copy.location.read_text(SETTINGS) == edited.location.read_text(SETTINGS)
+    assert not restore_intervention(copy, SPEC.name)
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_damaged_settings_without_a_summary_are_named(copy, harm):
+    copy.location.remove(f"edits/{SPEC.name}/summary.json")
+    HARMS[harm](Path(copy.url) / SETTINGS)
+    assert started_interventions(copy) == [SPEC.name]
+    assert not restore_intervention(copy, SPEC.name)
+    with pytest.raises(
+        RunError, match=rf"{SETTINGS} .*or remove edits/{SPEC.name} and {GROUP}, and repeat"
+    ):
+        read_intervention(copy, SPEC.name)
+
+
+def test_settings_of_an_unknown_intervention_are_not_missing(copy):
+    (Path(copy.url) / "interventions/begun").mkdir()
+    assert started_interventions(copy) == [SPEC.name]
+    with pytest.raises(UserError, match=r"holds no edits/begun/intervention\.json"):
+        read_intervention(copy, "begun")
