@@ -32,6 +32,7 @@ from ldmprobe_core.storage.stores.checksum_store import (
 from ldmprobe_core.storage.stores.metadata_cache import invalidate_cache
 from ldmprobe_core.storage.stores.regular_files import NotRegularError, remove_irregular
 from ldmprobe_core.storage.units import (
+    EDIT,
     EDIT_RECORDS,
     is_progress_array,
 )
@@ -141,14 +142,48 @@ def _contradicts(run: Run, key: str) -> bool:
     return isinstance(document, dict) and document.get("node_type") in ("group", "array")
 
 
+def _is_misnamed(run: Run, laid_out: dict[str, dict[str, Any]], damaged: set[str]) -> bool:
+    """Return whether the consolidated metadata lists a group or array under a wrong path.
+
+    There is then nothing at the listed path, and an unlisted node elsewhere has the same metadata.
+    """
+    lost = [path for path in damaged if not run.location.has(f"{path}/zarr.json")]
+    contents = [_content(laid_out[path]) for path in lost]
+    return bool(lost) and any(_content(node) in contents for node in _unlisted_nodes(run, laid_out))
+
+
+def _content(document: dict[str, Any]) -> tuple[Any, Any]:
+    """Return what a zarr.json says of its group or array alone."""
+    return fixed_metadata(document), document.get("attributes")
+
+
+def _unlisted_nodes(run: Run, laid_out: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield the metadata of groups and arrays in listed groups that are not listed themselves.
+
+    Interventions are left out, since one whose creation was interrupted is not listed.
+    """
+    groups = {path for path, node in laid_out.items() if node["node_type"] == "group"}
+    for group in ("", *sorted(groups - set(EDIT.groups))):
+        for name in run.location.folders(group):
+            path = f"{group}/{name}" if group else name
+            if path in laid_out:
+                continue
+            try:
+                document = json.loads(run.location.read_bytes(f"{path}/zarr.json"))
+            except (LdmprobeError, ValueError, RecursionError):
+                continue
+            if isinstance(document, dict):
+                yield document
+
+
 class Repair(NamedTuple):
     """What `clear_progress` did about corrupt chunks.
 
     Attributes:
         units: units that it marked as incomplete: group and name of the progress array, and index.
         beyond_repair: the chunks that cannot be repaired, because no unit of a run writes them,
-            because a folder with files is in their place, or because the metadata contradicts its
-            copy.
+            because a folder with files is in their place, because the metadata contradicts its
+            copy, or because the copy lists it under a wrong path (``zarr.json``).
     """
 
     units: list[tuple[str, str, tuple[int, ...]]]
@@ -170,7 +205,8 @@ def clear_progress(run: Run, chunks: Iterable[CorruptChunkError]) -> Repair:
     """Mark the units that wrote corrupt chunks as incomplete, so that the next run repeats them.
 
     Damaged metadata of groups and arrays is first restored from the run's consolidated copy.  If
-    both are readable but differ, either may be the damaged one, and nothing is repaired.
+    both are readable but differ, either may be the damaged one, and nothing is repaired.  The
+    same holds if the copy lists metadata under a wrong path.
 
     A run with a summary counts as finished, and so does an intervention.  The summary is therefore
     removed before the first of its units is marked, so that an interruption leaves an unfinished
@@ -182,6 +218,8 @@ def clear_progress(run: Run, chunks: Iterable[CorruptChunkError]) -> Repair:
     restored = [chunk for chunk in chunks if chunk.is_metadata]
     if restored:
         laid_out = consolidated_metadata(run.location)
+        if _is_misnamed(run, laid_out, {chunk.array for chunk in restored}):
+            return Repair([], [CorruptChunkError(run.url, "zarr.json", "changed")])
         for chunk in restored:
             document = json.dumps(laid_out[chunk.array], indent=2)
             run.location.write_text(chunk.key, document)
