@@ -44,7 +44,7 @@ from ldmprobe_core.storage.verification.expected import (
     group_of,
     unit_of_chunk,
 )
-from ldmprobe_core.storage.verification.records import recorded_checksums
+from ldmprobe_core.storage.verification.records import record_creation, recorded_checksums
 
 
 def find_corrupt_chunks(run: Run, array: str = "") -> Iterator[CorruptChunkError]:
@@ -236,6 +236,8 @@ def clear_progress(run: Run, chunks: Iterable[CorruptChunkError]) -> Repair:
     # its marks and its summary.
     kept = {group_of(chunk.array) for chunk in beyond_repair}
     units = [mark for mark in marks.values() if mark is not None and mark[0] not in kept]
+    if any(chunk.key == CREATED for chunk in beyond_repair):
+        beyond_repair = _without_record_of_creation(run, beyond_repair)
     repair = Repair(list(dict.fromkeys(units)), beyond_repair)
     if repair.of_run:
         run.location.remove("summary.json")
@@ -244,6 +246,18 @@ def clear_progress(run: Run, chunks: Iterable[CorruptChunkError]) -> Repair:
     for group, name, index in units:
         run.progress_of(group).clear(name, *index)
     return repair
+
+
+def _without_record_of_creation(
+    run: Run, chunks: list[CorruptChunkError]
+) -> list[CorruptChunkError]:
+    """Write the record of what the creation wrote again, if that is whole; return what is left."""
+    others = [chunk for chunk in chunks if chunk.key != CREATED]
+    if any(chunk.array.partition("/")[0] not in EDIT.groups for chunk in others):
+        # The record would hold the checksum of a damaged chunk.
+        return chunks
+    record_creation(run)
+    return others
 
 
 def _mark_of(

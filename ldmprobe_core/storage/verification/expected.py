@@ -24,6 +24,9 @@ from ldmprobe_core.study.batching import BUFFERS
 Expectation = Callable[[str, tuple[str, ...], tuple[int, ...]], bool]
 """Predicate of an array's path, its dimensions and a chunk index: True if it must exist."""
 
+_PROGRESS_COORDINATES = ("batch", "step", "timestep", "layer")
+"""Coordinates of the progress record, which are written with it."""
+
 BatchOfChunk = Callable[[str, int], int | None]
 """Function of an array's path and a chunk's position along ``sample`` that gives its batch."""
 
@@ -109,6 +112,22 @@ def must_be_marked(run: Run, path: str) -> bool:
     return run.location.has(f"{EDIT_RECORDS}/{group.partition('/')[2]}/summary.json")
 
 
+def is_written_at_creation(path: str, dims: tuple[str, ...]) -> bool:
+    """Return whether an array is written when its group is created, and not by units of work.
+
+    Args:
+        path: path of the array.
+        dims: names of the array's dimensions.
+    """
+    group, _, name = path.rpartition("/")
+    if group == GROUP:
+        # Other arrays of this group belong to kinds of units, of which this process may know only
+        # some: the others are those of extensions that it has not loaded.
+        return name in _PROGRESS_COORDINATES
+    kind = kind_of_group(path)
+    return not is_progress_array(path) and (kind is None or not kind.writes(dims))
+
+
 def _is_created(run: Run, group: str) -> bool:
     """Return whether the creation of an intervention's group is complete, as its records show."""
     records = f"{EDIT_RECORDS}/{group.partition('/')[2]}"
@@ -140,8 +159,7 @@ def expectation(run: Run) -> Expectation:
         if is_progress_array(path):
             return are_marked(path)
         if path.partition("/")[0] == GROUP:
-            # These coordinates of the progress record are written when the run is created.
-            return True
+            return is_written_at_creation(path, dims)
         unit = unit_of_chunk(path, dims, chunk_index, run.probe_inputs, batch_of)
         if unit is None:
             kind = kind_of_group(path)
