@@ -42,7 +42,7 @@ from flows.commands.tables import (
     print_plan,
     print_summary,
 )
-from ldmprobe_core.errors import RunError, UserError
+from ldmprobe_core.errors import RunError, UserError, counted, verb
 from ldmprobe_core.storage.proxies import bypass_proxies_for_loopback
 from tasks.display import activity
 
@@ -222,7 +222,8 @@ def verify(
             return
         if lease is None:
             raise RunError(
-                f"{len(damage)} chunks are damaged. Fix: verify --redo, which says what follows."
+                f"{counted(len(damage), 'chunk')} {verb(len(damage))} damaged. Fix: verify "
+                "--redo, which says what follows."
             )
         lease.require_held()
         repair = clear_progress(target, damage)
@@ -284,7 +285,7 @@ def _repair_sentences(repair: Repair) -> list[str]:
     """Say which commands repeat the units that were marked, or that all is restored."""
     sentences = []
     if repair.of_run:
-        units = f"{repair.of_run} unit{'s' * (repair.of_run > 1)} of work"
+        units = f"{counted(repair.of_run, 'unit')} of work"
         sentences.append(f"{units} with damaged chunks will be repeated by the next run")
     for name in repair.interventions:
         sentences.append(

@@ -14,7 +14,7 @@ import dask
 from distributed import Nanny, Scheduler, SpecCluster
 
 from flows.checks.worker_memory import machine_memory
-from ldmprobe_core.errors import UserError
+from ldmprobe_core.errors import UserError, counted
 
 _WORKER_CONFIG = {
     # Spilling and pausing are off, because they do not help here: task results are small, and a
@@ -55,8 +55,8 @@ def local_cluster(workers: int, gpus: int, memory: int | None = None) -> SpecClu
     visible = _visible_gpus() if gpus else []
     if gpus and workers > len(visible):
         raise UserError(
-            f"execution.workers is {workers}, but this machine has {len(visible)} GPUs. Fix: lower "
-            "it to at most one worker for each GPU."
+            f"execution.workers is {workers}, but this machine has "
+            f"{counted(len(visible), 'GPU')}. Fix: lower it to at most one worker for each GPU."
         )
     home = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
     with dask.config.set(_SCHEDULER_CONFIG):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from ldmprobe_core.errors import UserError
+from ldmprobe_core.errors import UserError, counted
 from ldmprobe_core.storage.nodes import open_array
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.splits import SPLITS
@@ -193,6 +193,6 @@ def _require_generated(run: Run, samples: Sequence[int]) -> None:
     missing = {index // run.study.sampling.batch for index in samples} - set(np.flatnonzero(done))
     if missing:
         raise UserError(
-            f"run: activations of these samples are not generated yet ({len(missing)} batches). "
-            "Fix: resume the run until they are"
+            "run: activations of these samples are not generated yet "
+            f"({counted(len(missing), 'batch')}). Fix: resume the run until they are"
         )

@@ -1,4 +1,4 @@
-"""Exceptions that the command line reports by their message, without a traceback."""
+"""Exceptions that the command line reports by their message, and words for messages."""
 
 from __future__ import annotations
 
@@ -37,3 +37,13 @@ def without_logins(text: str) -> str:
         text: any text, such as the message of an exception of an HTTP library.
     """
     return re.sub(r"(?<=://)[^/?#\s]*@", "", text)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, such as ``1 step`` or ``2 batches``."""
+    return f"{number} {noun}{('es' if noun.endswith('ch') else 's') * (abs(number) != 1)}"
+
+
+def verb(number: int, singular: str = "is", plural: str = "are") -> str:
+    """Return the form of a verb that agrees with a number of things."""
+    return singular if number == 1 else plural

@@ -24,6 +24,7 @@ from ldmprobe_core.analysis.index.history_chart import history_charts
 from ldmprobe_core.analysis.records import Summary
 from ldmprobe_core.analysis.report.intervention_text import effect_rows, intervention_title
 from ldmprobe_core.analysis.report.text import best_rows, classes_line, property_title
+from ldmprobe_core.errors import counted
 from ldmprobe_core.interventions.results import InterventionSummary
 from ldmprobe_core.storage.lifecycle.retention import Retention
 from ldmprobe_core.storage.run import Run
@@ -164,7 +165,9 @@ def publish_classes(found: dict[str, Any], name: str, url: str) -> None:
     ]
     if found["photographs"]:
         real = found["photographs"]
-        lines.insert(3, f"Of {real['count']} real pictures {real['confident']:.1%} are above 90%.")
+        lines.insert(
+            3, f"Of {counted(real['count'], 'real picture')} {real['confident']:.1%} are above 90%."
+        )
     create_markdown_artifact(
         markdown="\n".join(lines),
         key=artifact_key(f"classes-{name}"),

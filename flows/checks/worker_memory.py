@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from ldmprobe_core.errors import counted
+
 if TYPE_CHECKING:
     from ldmprobe_core.pipeline.planning.plan import StudyPlan
 
@@ -77,7 +79,8 @@ def memory_lines(plan: StudyPlan) -> list[str]:
     if execution.elsewhere or execution.runner != "dask":
         return []
     limit = _gb(worker_memory_limit(plan))
-    return [f"memory limit of a Dask worker: {limit}, for each of {execution.workers} workers"]
+    workers = counted(execution.workers, "worker")
+    return [f"memory limit of a Dask worker: {limit}, for each of {workers}"]
 
 
 def memory_problems(plan: StudyPlan) -> tuple[str, ...]:

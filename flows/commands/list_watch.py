@@ -134,6 +134,8 @@ def _row(url: str, name: str) -> list[str]:
         model = str(study["model"]["source"]).rstrip("/").rpartition("/")[2]
         if run.location.has("summary.json"):
             summary = json.loads(run.location.read_text("summary.json"))
+            if _is_of_another_run(summary, run):
+                return [name, model, "unreadable", "", "summary.json is of another run"]
             return [name, model, "finished", _age(run, "summary.json"), _scores(summary)]
         state = "at work" if is_held(run) else "stopped"
         return [name, model, state, _age(run, "study.json"), progress_text(run)]
@@ -141,6 +143,14 @@ def _row(url: str, name: str) -> list[str]:
         return [name, "", "unreadable", "", str(error).partition(". Fix")[0]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return [name, "", "unreadable", "", "study.json or summary.json is damaged"]
+
+
+def _is_of_another_run(summary: dict[str, Any], run: Run) -> bool:
+    """Return whether a summary has another study's hash than the run; False if either has none."""
+    if "study_hash" not in summary or not run.location.has("zarr.json"):
+        return False
+    created = json.loads(run.location.read_text("zarr.json"))["attributes"]
+    return bool(created.get("study_hash") != summary["study_hash"])
 
 
 def _scores(summary: dict[str, Any]) -> str:

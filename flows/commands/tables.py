@@ -10,6 +10,7 @@ from rich.table import Table
 
 from flows.checks.worker_memory import memory_lines
 from flows.commands.results import ResultConsole
+from ldmprobe_core.errors import counted
 
 if TYPE_CHECKING:
     from ldmprobe_core.analysis.records import PropertyRecord, Summary
@@ -179,14 +180,12 @@ def _last_is_higher(result: PropertyRecord) -> bool:
 
 def print_plan(plan: StudyPlan, console: Console) -> None:
     """Print the sizes of a planned study, the shapes of its layers, and its memory and storage."""
-    from ldmprobe_core.pipeline.planning.plan import counted
-
     study = plan.study
     console.print(f"{study.name}, run {study.run_name}", highlight=False)
     if not plan.samples:
         console.print(
             "its prompts or images cannot be read here: the sizes are those of "
-            f"{plan.count} samples",
+            f"{counted(plan.count, 'sample')}",
             highlight=False,
         )
     batches = counted(-(-plan.count // study.sampling.batch), "batch")
@@ -240,8 +239,8 @@ def print_photographs(record: Mapping[str, Any] | None, console: Console) -> Non
     ]
     print_rows(rows, console)
     console.print(
-        f"Of {record['count']} pictures {record['confident']:.1%} have a top probability above "
-        "90%.",
+        f"Of {counted(record['count'], 'picture')} {record['confident']:.1%} have a top "
+        "probability above 90%.",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
     if record["known"] <= _FEW_WORDS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.conditions import PROBE_CONDITION
 from ldmprobe_core.study.probe_sections import BootstrapSettings
 from ldmprobe_core.study.samples import Sample
-from ldmprobe_core.study.schema import Study
+from ldmprobe_core.study.schema import DEFINING, Study
 
 SampleKey = tuple[str, int, str | None, str | None]
 """Prompt, seed, file name of the source image, and hash of this image and its maps."""
@@ -32,12 +33,13 @@ def compare(runs: list[Run]) -> list[dict[str, str]]:
     the first run (`differing_settings`), separated by commas.
 
     Raises:
-        UserError: a run is not finished, fewer than two runs are given, or they have no property
-            in common.
+        UserError: a run is not finished, fewer than two runs are given, they have no property in
+            common, or they define a property of the same name differently.
         RunError: a summary names a cell that its run has no scores of.
     """
     if len(runs) < 2:
         raise UserError(f"runs: too few to compare ({len(runs)}). Fix: give two or more.")
+    require_same_definitions(runs)
     summaries = [load_summary(run) for run in runs]
     common = [
         prop
@@ -73,6 +75,44 @@ def compare(runs: list[Run]) -> list[dict[str, str]]:
                 }
             )
     return rows
+
+
+def require_same_definitions(runs: list[Run]) -> None:
+    """Check that runs with a declared property of the same name define it alike.
+
+    A process has one registry of properties, so it cannot read the studies of runs that do not.
+    The definitions are therefore read as text.
+
+    Raises:
+        UserError: two runs define a property differently; the message names the fields.
+    """
+    known: dict[str, tuple[Run, dict[str, Any]]] = {}
+    for run in runs:
+        for name, record in _declared(run).items():
+            first, other = known.setdefault(name, (run, record))
+            differing = [key for key in DEFINING if record.get(key) != other.get(key)]
+            if differing:
+                raise UserError(
+                    f"runs: {first.url} and {run.url} define the property {name!r} differently "
+                    f"({', '.join(differing)}), so their scores are not comparable. Fix: compare "
+                    "runs with the same definition"
+                )
+
+
+def _declared(run: Run) -> dict[str, dict[str, Any]]:
+    """Read the properties that a run's study declares; none if study.json is damaged.
+
+    A vector is an entry of its own, so that vectors of other components differ too.
+    """
+    try:
+        records = dict(json.loads(run.location.read_text("study.json")).get("properties", {}))
+        places = [(one["component"], name) for name, one in records.items() if one.get("component")]
+        for place, name in places:
+            vector = records.setdefault(place["vector"], {"kind": "vector", "component": {}})
+            vector["component"][name] = place
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return {}  # Reading the study names the damage.
+    return records
 
 
 def differing_settings(first: Run, other: Run) -> dict[str, tuple[Any, Any]]:

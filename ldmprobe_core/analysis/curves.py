@@ -17,6 +17,7 @@ from ldmprobe_core.analysis.records import (
     LeadRecord,
     LeadsRecord,
     StepRecord,
+    UndefinedReason,
 )
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap
 from ldmprobe_core.probing.inference.emergence import (
@@ -66,6 +67,8 @@ class Curves:
         decoded_steps: steps (from 1) that have step images, ascending.
         other_cells: as `cells`, of the controls, by name.
         partial_cells: as `cells`, in the partial metric; None if the property has none.
+        labeled: whether a labeler finds the property in step images; maps that were read from files
+            have none, and all scores of `sources` are NaN.
     """
 
     probe: np.ndarray
@@ -83,6 +86,7 @@ class Curves:
     resplits: ResplitCurves | None = None
     other_cells: dict[str, np.ndarray] = field(default_factory=dict)
     partial_cells: np.ndarray | None = None
+    labeled: bool = True
 
 
 def emergence_record(curves: Curves, bootstrap: Bootstrap) -> EmergenceRecord:
@@ -145,6 +149,8 @@ def _labeler_record(
     curves: Curves, bootstrap: Bootstrap, scores: np.ndarray, samples: np.ndarray
 ) -> CurveRecord:
     """Find the steps of the labeler's curve, (step, sample), on some of the test samples."""
+    if not curves.labeled:
+        return _undefined_record("no_labeler")
     unchanged = np.zeros_like(_deviations(curves)[0])
     scores = np.where(samples, scores, np.nan)
     return _curve_record(curves, bootstrap, scores, unchanged, curves.decoded_steps)
@@ -187,12 +193,7 @@ def _curve_record(
     if above is None or above <= 0:
         # A curve whose score at the last step is not clearly above the position baseline has
         # not emerged, so its onset and settled steps are undefined.
-        undefined = BarRecord(onset=Crossing(), settled=Crossing())
-        return CurveRecord(
-            relative=undefined,
-            absolute=undefined,
-            undefined_because="too_few_prompts" if above is None else "not_above_position",
-        )
+        return _undefined_record("too_few_prompts" if above is None else "not_above_position")
 
     bar = partial(_bar_record, known=known, steps=len(curves.probe), bootstrap=bootstrap)
     last = of_probe[:, -1]
@@ -210,6 +211,12 @@ def _curve_record(
         # Enough prompts have a score at the last step, but too few have one at every step.
         found.undefined_because = "too_few_prompts"
     return found
+
+
+def _undefined_record(reason: UndefinedReason) -> CurveRecord:
+    """Return the record of a curve that has no onset and settled steps."""
+    undefined = BarRecord(onset=Crossing(), settled=Crossing())
+    return CurveRecord(relative=undefined, absolute=undefined, undefined_because=reason)
 
 
 def _bar_record(

@@ -11,14 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ldmprobe_core.analysis.controls.wording import not_exceeded
+from ldmprobe_core.analysis.controls.wording import metric_title, not_exceeded
 from ldmprobe_core.analysis.records import PropertyRecord, Summary, load_summary
-from ldmprobe_core.analysis.report.text import (
-    metric_title,
-    number,
-    step,
-)
-from ldmprobe_core.errors import UserError
+from ldmprobe_core.analysis.report.text import number, step
+from ldmprobe_core.errors import UserError, counted
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.layers import short_layer
 from ldmprobe_core.study.readers.value_types import local_path
@@ -30,6 +26,8 @@ _ESCAPES = str.maketrans(
         "~": r"\textasciitilde{}",
         "^": r"\textasciicircum{}",
         "–": "--",
+        # In text in the font encoding OT1, LaTeX's default, these are other characters.
+        **{character: f"${character}$" for character in "<>|"},
     }
 )
 
@@ -157,7 +155,7 @@ def latex_table(summary: Summary) -> str:
     return "\n".join(
         [
             f"% study {summary.study_hash}, model {summary.model_fingerprint}: "
-            f"{summary.samples['test']} test samples, {summary.steps} steps",
+            f"{counted(summary.samples['test'], 'test sample')}, {counted(summary.steps, 'step')}",
             r"% needs \usepackage{booktabs}",
             rf"\begin{{tabular}}{{{'l' * len(headings)}}}",
             r"\toprule",

@@ -13,17 +13,16 @@ from ldmprobe_core.analysis.controls.wording import (
     fixed_cut_sentence,
     input_sentence,
     joined,
+    metric_title,
 )
 from ldmprobe_core.analysis.records import PropertyRecord, Summary
-from ldmprobe_core.analysis.report.text import (
-    metric_title,
-    missing_sentence,
-    number,
-    unmeasured_clause,
-)
+from ldmprobe_core.analysis.report.text import missing_sentence, number, unmeasured_clause
+from ldmprobe_core.errors import counted
 from ldmprobe_core.probing.inference.bootstrap import Interval
 from ldmprobe_core.probing.inference.emergence import Lead
 from ldmprobe_core.study.layers import short_layer
+
+AHEAD, BEHIND = "ahead of", "behind"
 
 
 class Fact(NamedTuple):
@@ -54,13 +53,14 @@ def property_facts(result: PropertyRecord, summary: Summary) -> list[Fact]:
         few = f"; too few test prompts{lost} for intervals and comparisons"
         return [_fact(best.score, score + few)]
     facts = [_fact(best.score, score), _comparison(result)]
-    half = "probes keep at least half of their final gain over position"
+    half = "half of the probes' final gain over position is kept"
     if not onset.distribution:
         return [*facts, Fact("undefined", "", "when it emerges")]
     interval = f"[{onset.low or 'later'}, {onset.high or 'later'}]"
     if not onset.determined:
-        return [*facts, Fact("not determined", interval, f"step from which {half}")]
-    begins = f"of {summary.steps}: from here on, {half}"
+        return [*facts, Fact("not determined", interval, f"step from which on {half}")]
+    share = onset.distribution[(onset.step or 1) - 1]
+    begins = f"of {summary.steps} (in {share:.0%} of resamples): from here on, {half}"
     facts.append(Fact(f"step {onset.step}", interval, begins))
     leads = result.leads
     if leads.decoded.onset.low is None or leads.clean.onset.low is None:
@@ -87,39 +87,35 @@ def _ahead(value: Lead, where: str, recalibrated: Lead | None = None) -> Fact:
         recalibrated: lead over the labeler with its maps recalibrated to the labels, as a fair
             rival's are; undefined without training step images.
     """
-    steps, interval, order, note = _order(value)
-    text = f"{order} the labeler in the {where}{note}"
+    first, interval, order, note = _order(value)
+    text = f"{order} the labeler in the {where}"
     if recalibrated is None or recalibrated.low is None:
-        return Fact(steps, interval, text)
+        return Fact(first, interval, text + note)
     if _order(recalibrated) == _order(value):
-        return Fact(steps, interval, f"{text}, recalibrated to the labels too")
-    *number_too, order_too, note_too = _order(recalibrated)
-    note_too = "" if note_too == note else note_too
-    also = " ".join(part for part in (*number_too, f"{order_too} it{note_too}") if part)
-    return Fact(steps, interval, f"{text}; recalibrated to the labels, {also}")
+        return Fact(first, interval, f"{text}, also if recalibrated to the labels{note}")
+    first_too, interval_too, order_too, note_too = _order(recalibrated)
+    other = f"{first_too} {interval_too}".strip()
+    if order_too in (AHEAD, BEHIND):
+        other += f" {order_too} it" + note_too * (note_too != note)
+    return Fact(first, interval, f"{text}{note}; if recalibrated to the labels, {other}")
 
 
 def _order(value: Lead) -> tuple[str, str, str, str]:
-    """Format a lead: steps, interval, which of the two is first, and a note if this is open.
+    """Format a lead: a number, its interval, words before the labeler's name, and a note after it.
 
     If the interval includes 0, the order of the two is open.
     """
     low, high = value.low, value.high
     if low is None or high is None:
         return "undefined", "", "lead over", ""
-    ahead, note = "ahead of", ""
+    if low <= 0 <= high:
+        return "open", f"[{low}, {high}]", "lead in steps over", ""
+    order = AHEAD if low > 0 else BEHIND
     if high < 0:
-        low, high, ahead = -high, -low, "behind"
-    elif low <= 0 and high > low:
-        note = " (which is first is open)"
+        low, high = -high, -low
     if not value.determined:
-        return f"{low} to {high} steps", "", ahead, note or " (not determined more closely)"
-    steps = abs(value.steps or 0) if ahead == "behind" else value.steps or 0
-    return _counted(steps), f"[{low}, {high}]", ahead, note
-
-
-def _counted(steps: int) -> str:
-    return f"{steps} step{'s' * (abs(steps) != 1)}"
+        return f"{low} to {high} steps", "", order, " (an interval, too wide for one number)"
+    return counted(abs(value.steps or 0), "step"), f"[{low}, {high}]", order, ""
 
 
 def _comparison(result: PropertyRecord) -> Fact:
@@ -151,11 +147,10 @@ def _comparison(result: PropertyRecord) -> Fact:
     if not differences:
         return Fact("no interval", "", "to compare it with any control")
     nearest = min(differences, key=lambda name: differences[name].mean or 0.0)
-    known = f"the closest of {len(differences)} controls, all clearly exceeded"
+    with_interval = " with an interval" * bool(unknown)
+    known = f"the least margin over {len(differences)} controls{with_interval}, all exceeded"
     if len(differences) == 1:
-        known = "the only control" + " with an interval" * bool(unknown)
-    elif unknown:
-        known = f"the closest of {len(differences)} with an interval, all clearly exceeded"
+        known = f"the only control{with_interval}"
     mean, interval, text = _fact(
         differences[nearest], f"above {control_title(nearest)}, {known}{unknown}"
     )

@@ -131,6 +131,7 @@ def keep_analysis(run: Run, analysis: RunAnalysis, digest: str | None) -> None:
         names: dict[str, list[str]] = {}
         header["curves"][prop] = {
             "kind": curves.kind,
+            "labeled": curves.labeled,
             "layer": curves.layer.model_dump(),
             "names": names,
         }
@@ -174,7 +175,11 @@ def kept_analysis(run: Run, labels: LabelSet, digest: str | None) -> RunAnalysis
 
 def _curves(prop: str, kept: dict[str, Any], arrays: Any) -> Curves:
     """Read the curves of a property from the arrays of a kept analysis."""
-    values: dict[str, Any] = {"kind": kept["kind"], "layer": LayerRecord(**kept["layer"])}
+    values: dict[str, Any] = {
+        "kind": kept["kind"],
+        "labeled": kept["labeled"],
+        "layer": LayerRecord(**kept["layer"]),
+    }
     for field in fields(Curves):
         if field.name in kept["names"]:
             values[field.name] = {

@@ -249,6 +249,7 @@ class PropertyScores:
                 prompts=self.bootstrap.groups,
                 categories=self.bootstrap.categories,
                 wider=self.bootstrap.wider(scores),
+                few_categories=self.bootstrap.few_categories,
             ),
             controls=records,
             not_beyond=records.not_exceeded(),

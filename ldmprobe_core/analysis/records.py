@@ -6,7 +6,7 @@ scores are measured on test samples, with bootstrap intervals.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -21,6 +21,7 @@ from ldmprobe_core.analysis.controls.records import (
     VectorRecord,
 )
 from ldmprobe_core.analysis.generalization.records import AnalysesRecord
+from ldmprobe_core.errors import RunError
 from ldmprobe_core.interventions.records import InterventionRecord
 from ldmprobe_core.probing.inference.bootstrap import Interval
 from ldmprobe_core.probing.inference.emergence import Crossing, Lead
@@ -88,6 +89,10 @@ class BarRecord(Record):
     settled: Crossing
 
 
+UndefinedReason = Literal["not_above_position", "too_few_prompts", "no_labeler"]
+"""Reasons why a curve has no onset and settled steps; see `CurveRecord`."""
+
+
 class CurveRecord(Record):
     """Onset and settled steps of one curve, for its own and for the probes' final gain.
 
@@ -97,13 +102,14 @@ class CurveRecord(Record):
             height for every curve.
         undefined_because: reason why all of these steps are undefined: ``not_above_position`` if
             the curve is not clearly above the baseline at the last step, ``too_few_prompts`` if
-            fewer than five have a score at every step.  None if the steps are defined, and in
-            summaries of earlier releases.
+            too few for an interval have a score at every step, ``no_labeler`` if it is a labeler's
+            curve and the labels are maps of files.  None if the steps are defined, and in summaries
+            of earlier releases.
     """
 
     relative: BarRecord
     absolute: BarRecord
-    undefined_because: Literal["not_above_position", "too_few_prompts"] | None = Field(
+    undefined_because: UndefinedReason | None = Field(
         default=None, exclude_if=lambda value: value is None
     )
 
@@ -189,11 +195,14 @@ class ClustersRecord(Record):
         categories: number of distinct categories; None if they are unknown or too few.
         wider: clusters that give the wider interval of the best cell's score, which is the one
             reported; None if there is no interval.
+        few_categories: number of distinct categories if they are known and too few to be
+            resampled: intervals do not include the spread between categories.
     """
 
     prompts: int
     categories: int | None
     wider: Literal["prompts", "categories"] | None
+    few_categories: int | None = Field(None, exclude_if=lambda value: value is None)
 
 
 class UndefinedRecord(Record):
@@ -232,7 +241,8 @@ class PropertyRecord(Record):
             whose difference has no interval (`not_compared`); nonlinear kinds of probes are not
             among them.
         ceilings: best score that predictions constant on the blocks of a token grid can reach, on
-            average over test samples, by grid as ``16x16`` (rows x columns).
+            average over test samples, by grid as ``16x16`` (rows x columns); None where the main
+            metric is registered, because the best such predictions are not known.
         constant: score of predicting foreground everywhere; None for properties other than masks,
             for which the score of a constant is undefined.
         missing: share of the pixels of the stored samples' labels that were not measured, and are
@@ -316,6 +326,11 @@ def peak_records(planned: dict[str, int], measured: dict[str, int]) -> dict[str,
     }
 
 
+def _if_any() -> Any:
+    """Build a field of records by name, which the file leaves out if there are none."""
+    return Field(default_factory=dict, exclude_if=lambda value: not value)
+
+
 class Summary(Record):
     """Main results of a run: the contents of ``summary.json``.
 
@@ -353,15 +368,9 @@ class Summary(Record):
     log_snr: list[float | None] = Field(default_factory=list)
     layers: int
     properties: dict[str, PropertyRecord] = Field(min_length=1)
-    vectors: dict[str, VectorRecord] = Field(
-        default_factory=dict, exclude_if=lambda value: not value
-    )
-    class_maps: dict[str, ClassMapRecord] = Field(
-        default_factory=dict, exclude_if=lambda value: not value
-    )
-    numbers: dict[str, NumberRecord] = Field(
-        default_factory=dict, exclude_if=lambda value: not value
-    )
+    vectors: dict[str, VectorRecord] = _if_any()
+    class_maps: dict[str, ClassMapRecord] = _if_any()
+    numbers: dict[str, NumberRecord] = _if_any()
     classes: ClassesRecord | None = Field(serialization_alias="class", validation_alias="class")
     labelers: dict[str, Interval] | None = None
     nonfinite: int
@@ -369,7 +378,7 @@ class Summary(Record):
     nonfinite_cells: list[NonfiniteRecord] = Field(default_factory=list)
     interventions: dict[str, InterventionRecord] = Field(default_factory=dict)
     seconds: dict[str, float]
-    memory: dict[str, PeakRecord] = Field(default_factory=dict, exclude_if=lambda value: not value)
+    memory: dict[str, PeakRecord] = _if_any()
     bytes: int
     versions: dict[str, str]
     notes: tuple[str, ...] = ()
@@ -382,7 +391,10 @@ def load_summary(run: Run) -> Summary:
 
     Raises:
         UserError: there is no run, or it is not finished.
-        RunError: summary.json is damaged, or of another release.
+        RunError: summary.json is damaged, of another release, or of another run.
     """
     remedy = f"`ldmprobe report {run.url}` writes it again from the stored scores"
-    return run.location.read_record("summary.json", Summary, remedy)
+    summary = run.location.read_record("summary.json", Summary, remedy)
+    if summary.study_hash != run.attributes["study_hash"]:
+        raise RunError(f"{run.url}/summary.json is of another run. Fix: {remedy}")
+    return summary

@@ -22,6 +22,7 @@ from ldmprobe_core.analysis.property_scores import PropertyScores
 from ldmprobe_core.analysis.records import PeakRecord, PropertyRecord, Summary
 from ldmprobe_core.analysis.run_analysis import RunAnalysis, current_fields, test_bootstrap
 from ldmprobe_core.analysis.stored_probes import stored_probes
+from ldmprobe_core.labelers.registry import labelers_of
 from ldmprobe_core.pipeline.groups import STEP_IMAGES, samples_in
 from ldmprobe_core.pipeline.labels import label_set
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap, Interval
@@ -192,6 +193,7 @@ def _curves(
     decoded = np.isin(test, samples_in(run, STEP_IMAGES))
     steps = run.read(STEP_IMAGES, "step")
     curves = scores.curves(position[0], rivals, decoded, steps, resplits)
+    curves = replace(curves, labeled=scores.prop.name in labelers_of(run.study))
     kind, partial = scores.kinds.index(curves.kind), scores.prop.partial_metric
     others = {
         name: scores.scores[i, kind, 0]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ldmprobe_core.errors import UserError
+from ldmprobe_core.errors import UserError, counted
 from ldmprobe_core.interventions.spec import (
     DEFAULT_CONFIDENCE,
     DONOR,
@@ -331,7 +331,7 @@ def _samples(run: Run, spec: Intervention) -> list[int]:
     if spec.chosen is None:
         if spec.samples > len(available):
             raise UserError(
-                f"samples: more than the run's {len(available)} {spec.part} samples "
+                f"samples: more than the run's {counted(len(available), f'{spec.part} sample')} "
                 f"({spec.samples}). Fix: set it to {len(available)} or less."
             )
         return available[: spec.samples]

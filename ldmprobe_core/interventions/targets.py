@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy.ndimage import affine_transform
 
-from ldmprobe_core.errors import UserError
+from ldmprobe_core.errors import UserError, counted, verb
 from ldmprobe_core.study.properties import DEPTH, FOREGROUND
 from ldmprobe_core.study.readers.image_folder import read_map
 from ldmprobe_core.study.readers.value_types import user_path
@@ -46,8 +46,8 @@ def require_aim(target: Target, labels: np.ndarray, maps: np.ndarray) -> None:
         moved = ", moved by less than half a pixel" if tiny and (target.dx or target.dy) else ""
         problem, remedy = f"is the sample's own label{moved}", "more"
     raise UserError(
-        f"targets: in each of the {len(maps)} samples the target {problem} ({target}). Fix: choose "
-        f"a target that changes the map {remedy}, or other samples"
+        f"targets: in each of the {counted(len(maps), 'sample')} the target {problem} ({target}). "
+        f"Fix: choose a target that changes the map {remedy}, or other samples"
     )
 
 
@@ -227,9 +227,10 @@ def _from_file(path: Path, label: np.ndarray) -> np.ndarray:
         path, FOREGROUND.name if mask else DEPTH.name, (label.shape[0], label.shape[1])
     )
     if np.isnan(values).any():
+        missing = int(np.isnan(values).sum())
         raise UserError(
-            f"target.file: {int(np.isnan(values).sum())} pixels are NaN ({str(path)!r}). Fix: give "
-            "every pixel a target value."
+            f"target.file: {counted(missing, 'pixel')} {verb(missing)} NaN ({str(path)!r}). Fix: "
+            "give every pixel a target value."
         )
     return values > 0.5 if mask else values.astype(label.dtype)
 

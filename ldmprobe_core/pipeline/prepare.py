@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import ldmprobe_core
-from ldmprobe_core.errors import RunError, UserError
+from ldmprobe_core.errors import RunError, UserError, verb
 from ldmprobe_core.labelers.checks.trial import trial_problems
 from ldmprobe_core.labelers.registry import check_labeler, definition_of, labelers_of
 from ldmprobe_core.models.sources.lookup import source_of
@@ -108,19 +108,28 @@ def _class_notes(plan: StudyPlan, classes: tuple[str, ...]) -> list[str]:
     named = ", ".join(repr(one)[:40] for one in dict.fromkeys(unknown) if one is not None)
     which = f", such as {named:.120}" if named else ""
     return [
-        f"{len(unknown)} of {len(categories)} images name no class that the class labeler "
+        f"{len(unknown)} of {len(categories)} images {verb(len(unknown), 'names', 'name')} no "
+        "class that the class labeler "
         f"knows{which}, so that the top class of each finished image is followed over the steps "
         "instead of the prompt's class"
     ]
 
 
 def check_fingerprints(run: Run, study: Study) -> None:
-    """Check that a run was created with the current weights of the study's model and labelers.
+    """Check that a run was created for a study, with the current weights of model and labelers.
 
     Raises:
-        UserError: the fingerprint of a model's or labeler's files differs from the recorded one.
+        UserError: the run was created for another study, as when its folder was renamed, or the
+            fingerprint of a model's or labeler's files differs from the recorded one.
+        RunError: the recorded fingerprints are damaged.
     """
     attributes = run.attributes
+    if attributes["study_hash"] != study.hash:
+        raise UserError(
+            f"{run.url}: this folder has the name of a run of {study.name}, and holds the run of "
+            f"another study (hash {attributes['study_hash']}, not {study.hash}). Fix: give it its "
+            "former name back, or choose another store"
+        )
     for prop, spec in labelers_of(study).items():
         recorded, current = attributes["labeler_fingerprints"].get(prop), check_labeler(prop, spec)
         if recorded != current:

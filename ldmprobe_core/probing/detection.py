@@ -238,8 +238,9 @@ def best_cut(predicted: np.ndarray, share: np.ndarray, weight: np.ndarray | None
     predicted = predicted[usable]
     levels = np.linspace(0, 1, CANDIDATE_CUTS, endpoint=False)
     cuts = np.unique(quantiles(predicted, levels))
-    # Also try a threshold below all predicted values, at which every pixel is foreground.
-    cuts = np.concatenate([[np.nextafter(cuts[0], -np.inf)], cuts])
+    # Also try cuts at which every pixel is foreground, or none: where many masks are empty, to
+    # predict nothing may be best.  That cut is the last, so that a tie goes to another one.
+    cuts = np.concatenate([[np.nextafter(cuts[0], -np.inf)], cuts, [predicted.max()]])
     return float(cuts[dice_at(predicted, share, cuts, weight).mean(1).argmax()])
 
 

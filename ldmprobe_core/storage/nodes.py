@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import zarr
+from pydantic import BaseModel, ConfigDict, ValidationError
 from zarr.abc.store import Store
 from zarr.errors import ZarrUserWarning
 
@@ -166,3 +167,38 @@ def _as_slice(part: Any, size: int) -> Any:
     if consecutive and indices[0] >= 0 and indices[-1] < size and (np.diff(indices) == 1).all():
         return slice(int(indices[0]), int(indices[-1]) + 1)
     return indices
+
+
+class _RunAttributes(BaseModel):
+    """Attributes of a run's root group that this package reads; there may be others."""
+
+    study_hash: str
+    model_fingerprint: str
+    labeler_fingerprints: dict[str, str | None]
+    versions: dict[str, str]
+    notes: list[str] = []
+    log_snr: list[float | None] = []
+
+    model_config = ConfigDict(strict=True)
+
+
+def checked_attributes(url: str, attributes: dict[str, Any]) -> dict[str, Any]:
+    """Return the attributes of a run's root group after checking their types.
+
+    Args:
+        url: address of the run.
+        attributes: attributes as zarr.json has them.
+
+    Raises:
+        RunError: one that this package reads is missing or has another type.
+    """
+    try:
+        _RunAttributes.model_validate(attributes)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        raise RunError(
+            f"{url}/zarr.json: the attribute {name} is damaged ({first['msg']}). Fix: put back a "
+            "copy of the file, or move the run away and carry out its study again"
+        ) from None
+    return attributes

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ldmprobe_core.errors import RunError
+from ldmprobe_core.errors import RunError, counted, verb
 from ldmprobe_core.storage.bookkeeping import ChunkRecord, record_name
 from ldmprobe_core.storage.nodes import open_array
 from ldmprobe_core.storage.stores.checksum_store import ChecksumStore
@@ -86,7 +86,8 @@ class Progress:
         if len(missing):
             name = kind if isinstance(kind, str) else kind.progress
             raise RunError(
-                f"{self._url}: {len(missing)} units of work are not {name} yet. The first has the "
+                f"{self._url}: {counted(len(missing), 'unit')} of work {verb(len(missing))} not "
+                f"{name} yet. The first has the "
                 f"index {tuple(int(i) for i in missing[0])} in the array {self._group}/{name}. "
                 f"Fix: run `ldmprobe verify {self._url} --redo`, then the study again, which "
                 "carries out these units"

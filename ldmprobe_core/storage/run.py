@@ -55,6 +55,7 @@ from ldmprobe_core.storage.bookkeeping import ChunkRecord, lay_out, require_no_d
 from ldmprobe_core.storage.filesystem import Location
 from ldmprobe_core.storage.lease import Lease, hold_lease
 from ldmprobe_core.storage.nodes import (
+    checked_attributes,
     consolidated_metadata,
     dimensions,
     explained_metadata,
@@ -146,8 +147,7 @@ class Run:
             shape: sizes and coordinates of the arrays.
             record: attributes of the root group, such as versions and fingerprints.
 
-        If an earlier creation was interrupted, this one replaces its files.  All other files in
-        the folder or prefix stay.
+        Files of an interrupted creation are replaced; all other files stay.
 
         Raises:
             UserError: the run's folder or prefix is not writable, or holds data of a run whose
@@ -282,8 +282,8 @@ class Run:
 
     @cached_property
     def attributes(self) -> dict[str, Any]:
-        """Attributes of the root group, such as versions, as written at the run's creation."""
-        return dict(open_group(self.store, self.url).attrs)
+        """Attributes of the root group, such as versions; `RunError` if one is damaged."""
+        return checked_attributes(self.url, dict(open_group(self.store, self.url).attrs))
 
     @property
     def layers(self) -> list[str]:

@@ -182,14 +182,14 @@ def _shown(value: Any) -> str:
 
 _PROBLEMS = {
     "string_type": ("this is not text", "text, in quotes if it looks like a number or a date"),
-    "string_too_short": ("the text is too short", "at least {min_length} characters"),
+    "string_too_short": ("the text is too short", "{min_length} or more characters"),
     "int_type": ("this is not a whole number", "a whole number, without quotes"),
     "float_type": ("this is not a number", "a number, without quotes"),
     "finite_number": ("this is not a finite number", "a finite number"),
     "bool_type": ("this is neither true nor false", "true or false"),
     "tuple_type": ("this is not a list", "a list, such as [a, b]"),
     "list_type": ("this is not a list", "a list, such as [a, b]"),
-    "too_short": ("the list is too short", "at least {min_length} values"),
+    "too_short": ("the list is too short", "{min_length} or more values"),
     "too_long": ("the list is too long", "at most {max_length} values"),
     "dict_type": ("this is not a mapping", "keys and values, such as {{key: value}}"),
     "model_type": ("this is not a mapping", "keys and values, such as {{key: value}}"),

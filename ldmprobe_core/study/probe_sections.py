@@ -294,7 +294,8 @@ class BootstrapSettings(Section):
     """Number of resamples and confidence level of the bootstrap over held-out samples.
 
     Attributes:
-        resamples: number of resamples; at least one must lie beyond each end of the interval.
+        resamples: number of resamples; at least one must lie beyond each end of the interval, and
+            more are drawn where few prompts need them.
         level: confidence level of the intervals.
     """
 

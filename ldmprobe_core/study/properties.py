@@ -160,8 +160,9 @@ class Property(Section):
                 )
         # The first metric is the main metric: the cell with its largest value is the best cell.
         # Some controls exist for certain metrics only, so the main metric must be one of those.
-        headlines = HEADLINES[self.kind]
-        if self.metrics[0] not in headlines and self.metrics[0] not in REGISTERED_METRICS:
+        # Masks are cut where their Dice is best, which may be a bad cut for a registered metric.
+        headlines, registered = HEADLINES[self.kind], () if self.is_mask else REGISTERED_METRICS
+        if self.metrics[0] not in headlines and self.metrics[0] not in registered:
             raise ValueError(
                 f"metrics begins with {self.metrics[0]!r}, which cannot be the main metric of a "
                 f"{self.kind}. Fix: begin with {' or '.join(headlines)}"

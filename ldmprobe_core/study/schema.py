@@ -23,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from ldmprobe_core.errors import counted
 from ldmprobe_core.study.conditions import CONDITIONS, Condition, LabelColumn
 from ldmprobe_core.study.extensions.declarations import Declarations, declare
 from ldmprobe_core.study.layers import CLEAN_PIXELS, LATENTS
@@ -68,7 +69,7 @@ def _texts(content: Any, name: str = "") -> Iterator[tuple[str, str]]:
             yield from _texts(value, f"{name}[{i}]")
 
 
-_OF_BYTES = ("kind", "metrics", "map_format", "component")
+DEFINING = ("kind", "metrics", "map_format", "component")
 """Fields of a property's record on which the bytes of a run depend."""
 
 
@@ -215,7 +216,7 @@ class Study(Section):
                 if items is not None and len(set(items)) < 3:
                     field, remedy = "prompts.items", "give at least 3 different prompts"
             raise ValueError(
-                f"{field} gives {distinct} distinct prompt{'s' * (distinct != 1)}, too few for a "
+                f"{field} gives {counted(distinct, 'distinct prompt')}, too few for a "
                 f"split by prompt into train, validation and test. Fix: {remedy}"
             )
         return self
@@ -317,7 +318,7 @@ class Study(Section):
             # Titles, colours and defaults of interventions do not affect the bytes of the run, and
             # neither do declarations that have no labeler.
             content["properties"] = {
-                name: {key: record[key] for key in _OF_BYTES if key in record}
+                name: {key: record[key] for key in DEFINING if key in record}
                 for name, record in content["properties"].items()
                 if name in (*self.labels.maps, *self.labels.numbers)
             }

@@ -10,7 +10,12 @@ import pytest
 from run_helpers import carry_out, conclude
 
 from flows import cli
-from ldmprobe_core.analysis.compare import compare, difference_notes, differing_settings
+from ldmprobe_core.analysis.compare import (
+    compare,
+    difference_notes,
+    differing_settings,
+    require_same_definitions,
+)
 from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.loading import parse_study
@@ -51,6 +56,48 @@ def test_compare_of_runs_without_common_samples_has_no_differences(runs):
         assert row["difference"] in ("", "–")
     with pytest.raises(UserError, match="too few to compare"):
         compare(runs[:1])
+
+
+WARM = {"name": "warm", "title": "warm", "kind": "scalar", "metrics": ["spearman"]}
+
+
+def declaring(run, folder, properties):
+    """A copy of a run's study.json and summary.json, with other declared properties."""
+    folder.mkdir()
+    content = json.loads(run.location.read_text("study.json")) | {"properties": properties}
+    (folder / "study.json").write_text(json.dumps(content))
+    (folder / "summary.json").write_text(run.location.read_text("summary.json"))
+    return Run(str(folder))
+
+
+def test_compare_refuses_runs_that_define_a_property_differently(finished_run, tmp_path):
+    """A process reads only one of their studies, so that no other process would do better."""
+    warm, other = (
+        declaring(finished_run, tmp_path / name, {"warm": WARM | change})
+        for name, change in (("a", {}), ("b", {"title": "hot", "metrics": ["pearson", "rmse"]}))
+    )
+    with pytest.raises(UserError) as error:
+        compare([warm, other])
+    assert str(error.value) == (
+        f"runs: {warm.url} and {other.url} define the property 'warm' differently (metrics), so "
+        "their scores are not comparable. Fix: compare runs with the same definition"
+    )
+    with pytest.raises(UserError, match="define the property 'warm' differently"):
+        cli.app(["compare", warm.url, other.url])
+
+
+def test_compare_refuses_vectors_of_other_components(finished_run, tmp_path):
+    def flow(*names):
+        return {
+            name: WARM | {"component": {"vector": "flow", "index": i, "size": len(names)}}
+            for i, name in enumerate(names)
+        }
+
+    one = declaring(finished_run, tmp_path / "a", flow("flow_x", "flow_y"))
+    two = declaring(finished_run, tmp_path / "b", flow("flow_east", "flow_north"))
+    with pytest.raises(UserError, match=r"the property 'flow' differently \(component\)"):
+        compare([one, two])
+    require_same_definitions([one, one])
 
 
 def test_differing_settings_names_the_keys_of_another_study(runs):

@@ -94,6 +94,12 @@ def test_labels_that_do_not_vary_give_no_score(labeler, clause, own_module, tiny
             for one in value:
                 yield from means(one, key)
 
+    page = run.location.read_text("report/index.html")
+    warnings = page.partition('id="warnings"')[2].partition("<h2")[0]
+    assert "None: all activations" not in warnings
+    assert f"foreground: {clause}, so nothing is measured." in warnings
+    assert "stuff_sky: all labels of the 5 test images" in warnings
+
     for prop in ("foreground", "stuff_ground", "stuff_sky"):
         record = summary.properties[prop]
         assert list(means(json.loads(record.model_dump_json()))) == []

@@ -1,5 +1,7 @@
 """Steps of curves with known re-splits, and the reasons why a curve has none."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -116,3 +118,12 @@ def test_a_curve_without_an_onset_has_the_reason(position, undefined_at, reason)
     assert found.undefined_because == reason
     assert bool(found.relative.onset.distribution) == (reason is None)
     assert ("undefined_because" in found.model_dump()) == (reason is not None)
+
+
+def test_a_labelers_curve_without_a_labeler_has_this_reason():
+    """A labeler whose scores are all undefined is another reason."""
+    given = curves_of(np.repeat(CURVE[:, None], 8, axis=1))
+    for labeled, reason in ((True, "too_few_prompts"), (False, "no_labeler")):
+        found = of_eight_prompts(replace(given, labeled=labeled))
+        assert found.probe.undefined_because is None
+        assert {getattr(found, rival).undefined_because for rival in RIVALS} == {reason}

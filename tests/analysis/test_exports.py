@@ -11,8 +11,10 @@ import zarr
 
 import ldmprobe as lp
 from flows import cli
+from ldmprobe_core.analysis.exports import latex_table
 from ldmprobe_core.analysis.records import load_summary
 from ldmprobe_core.errors import UserError
+from ldmprobe_core.probing.inference.emergence import Crossing
 
 
 def stored_means(run):
@@ -83,6 +85,20 @@ def test_latex_has_a_row_for_each_property(finished_run, tmp_path):
         assert row[6] == str(best.step)
         assert row[7] == best.layer.replace(".transformer_blocks.0", "").replace("_", "\\_")
     assert not re.search(r"(?<!\\)[_#$]|–", body)
+
+
+def test_latex_sets_steps_after_the_last_one_in_mathematics(finished_run):
+    """In text, `>` prints as an inverted question mark."""
+    summary = load_summary(finished_run).model_copy(deep=True)
+    depth = summary.properties["depth"]
+    depth.emergence.probe.relative.onset = Crossing(
+        step=None, low=1, high=None, determined=False, distribution=[0.5] * 3
+    )
+    depth.best.layer = "a<b|c"
+    table = latex_table(summary)
+    assert "not determined [1, $>$3]" in table
+    assert "a$<$b$|$c" in table
+    assert not re.search(r"(?<!\$)[<>|]", table.partition(r"\midrule")[2])
 
 
 @pytest.mark.parametrize(

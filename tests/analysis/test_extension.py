@@ -8,6 +8,7 @@ import pytest
 from run_helpers import arrays, carry_out
 
 from ldmprobe_core.analysis.compare import compare
+from ldmprobe_core.analysis.controls.ceilings import block_ceilings
 from ldmprobe_core.analysis.records import load_summary
 from ldmprobe_core.analysis.report.build import build_report
 from ldmprobe_core.analysis.report.text import best_rows, headline
@@ -15,6 +16,7 @@ from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.base import LabelerEntry
 from ldmprobe_core.labelers.registry import register_labeler
 from ldmprobe_core.probing.fitters.registry import FITTERS, register_fitter
+from ldmprobe_core.probing.label_set import LabelSet
 from ldmprobe_core.probing.linear import LinearProbe
 from ldmprobe_core.probing.metrics import METRICS, Metric, register_metric
 from ldmprobe_core.study.conditions import (
@@ -160,6 +162,7 @@ def test_a_whole_study_with_registered_extensions(registered, tiny_study, tmp_pa
     summary = load_summary(run)
     found = summary.properties["borders"]
     assert found.best.metric == "pearson"
+    assert None not in found.ceilings.values()
     assert found.best.kind in ("ridge", "least-squares")
     controls = found.controls.by_name()
     assert {"reversed_labels", "constant", "shuffled_labels"} <= set(controls)
@@ -193,6 +196,23 @@ def test_an_extension_that_is_off_leaves_a_study_as_it_is(registered, tiny_study
     run = carry_out(study, str(tmp_path))
     assert not any("borders" in path for path in arrays(run))
     assert len(run.open("scores/depth").condition) == 3
+
+
+def test_registered_metric_leads_no_mask_and_has_no_ceilings(registered, monkeypatch):
+    # Cuts of masks are chosen for Dice: at such a cut, position alone may score much worse in
+    # another metric than a prediction of nothing.
+    with pytest.raises(ValueError, match=r"begins with 'total_error', .* of a mask\. Fix: .* dice"):
+        Property(name="sunlit", kind="mask", metrics=("total_error", "iou"))
+    assert Property(name="sunlit", kind="mask", metrics=("dice", "total_error")).metrics[1:]
+    led = Property(name="borders", kind="scalar", metrics=("total_error", "rmse"))
+    monkeypatch.setitem(PROPERTIES, "borders", led)
+    maps = {"borders": np.random.default_rng(0).random((4, 8, 8))}
+    labels = LabelSet(
+        maps, {"borders": maps["borders"][:2].mean(0)},
+        np.array([0, 1]), np.array([2]), np.array([2, 3]),
+    )  # fmt: skip
+    # A constant prediction at the block's median has less error than the block mean.
+    assert block_ceilings(labels, "borders", [(4, 4)], np.array([3])) == {"4x4": None}
 
 
 def test_names_that_are_taken_are_refused(registered):

@@ -29,6 +29,8 @@ from ldmprobe_core.analysis.report.text import (
 from ldmprobe_core.probing.inference.bootstrap import Interval
 from ldmprobe_core.probing.inference.emergence import Crossing, Lead
 
+RANGE = " (an interval, too wide for one number)"
+
 
 def test_headline_with_all_controls_cleared():
     (line,) = headline(summary(0.3, 0.2, 0.1))
@@ -78,10 +80,10 @@ def test_headline_names_a_control_that_is_not_cleared():
 def test_headline_names_a_control_with_a_large_p_value():
     made = summary(0.3, 0.2, 0.1)
     result = made.properties["depth"]
-    result.controls.shuffled_labels.p = 0.06
+    result.controls.shuffled_labels.p = 1 / 19
     result.not_beyond = result.controls.not_exceeded()
     assert result.not_beyond == ["shuffled_labels"]
-    clause = "but not clearly above shuffled labels (by 0.40 [0.35, 0.45], p = 0.06)"
+    clause = "but not clearly above shuffled labels (by 0.40 [0.35, 0.45], p = 0.053)"
     assert clause in headline(made)[0]
     assert headline(made)[0].count("p = ") == 1
 
@@ -129,7 +131,7 @@ def test_lead_says_what_is_not_determined(value, text):
     [
         ("not_above_position", ", as the score{} at the last step is not clearly above that of "
          "position alone."),
-        ("too_few_prompts", ", as fewer than 5 test prompts have a score{}, and one of position "
+        ("too_few_prompts", ", as too few test prompts have a score{}, and one of position "
          "alone, at every step."),
         (None, "."),
     ],
@@ -226,8 +228,8 @@ def test_headline_of_one_test_prompt_compares_with_nothing():
     (line,) = headline(whole)
     assert line.endswith("no interval (1 test prompt, 4 test scores undefined) to compare by.")
     assert overview(whole) == (
-        "0.60 rank correlation at step 9, a.attn1; too few test prompts with a defined score for "
-        "intervals and comparisons."
+        "0.60 rank correlation at step 9, a.attn1; too few test "
+        "prompts with a defined score for intervals and comparisons."
     )
 
 
@@ -249,16 +251,17 @@ def test_sentences_on_labels_without_variation_name_this_and_no_cell():
 def test_overview_says_score_controls_and_step():
     """A score of 0.6, and an onset at step 3 [2, 4], or one that spans all steps, or none."""
     assert overview(summary(0.3, 0.3, 0.3)) == (
-        "0.60 [0.55, 0.65] rank correlation at step 9, a.attn1; +0.30 [0.25, 0.35] above position "
-        "alone, the closest of 3 controls, all clearly exceeded; step 3 [2, 4] of 15: from here "
-        "on, probes keep at least half of their final gain over position."
+        "0.60 [0.55, 0.65] rank correlation at step 9, a.attn1; "
+        "+0.30 [0.25, 0.35] above position alone, the least margin over 3 controls, all exceeded; "
+        "step 3 [2, 4] of 15 (in 90% of resamples): from here on, half of the probes' final gain "
+        "over position is kept."
     )
     assert overview(summary(0.3, 0.3, 0.3, onset=WIDE)).endswith(
-        "; not determined [1, later] step from which probes keep at least half of their final gain "
-        "over position."
+        "; not determined [1, later] step from which on half of the probes' final gain over "
+        "position is kept."
     )
     assert overview(summary(0.3, 0.3, 0.3, onset=Crossing())).endswith(
-        "all clearly exceeded; undefined when it emerges."
+        "all exceeded; undefined when it emerges."
     )
     assert "; not clearly above shuffled labels; step" in overview(summary(0.3, 0.6, 0.3))
     assert "; not clearly above position alone, shuffled labels and permuted weights; " in overview(
@@ -271,16 +274,15 @@ def test_overview_says_score_controls_and_step():
     [
         (5, 3, 6, True, "5 steps [3, 6] ahead of the labeler in {}"),
         (1, 1, 1, True, "1 step [1, 1] ahead of the labeler in {}"),
-        (0, 0, 0, True, "0 steps [0, 0] ahead of the labeler in {}"),
-        (0, 0, 2, True, "0 steps [0, 2] ahead of the labeler in {} (which is first is open)"),
-        (1, -1, 2, True, "1 step [-1, 2] ahead of the labeler in {} (which is first is open)"),
-        (-1, -2, 0, True, "-1 step [-2, 0] ahead of the labeler in {} (which is first is open)"),
+        (0, 0, 0, True, "open [0, 0] lead in steps over the labeler in {}"),
+        (1, -1, 2, True, "open [-1, 2] lead in steps over the labeler in {}"),
+        (-1, -2, 0, True, "open [-2, 0] lead in steps over the labeler in {}"),
         (-3, -4, -1, True, "3 steps [1, 4] behind the labeler in {}"),
-        (6, 3, 10, False, "3 to 10 steps ahead of the labeler in {} (not determined more closely)"),
-        (0, -4, 4, False, "-4 to 4 steps ahead of the labeler in {} (which is first is open)"),
-        (3, 0, 7, False, "0 to 7 steps ahead of the labeler in {} (which is first is open)"),
-        (-4, -8, 0, False, "-8 to 0 steps ahead of the labeler in {} (which is first is open)"),
-        (-6, -9, -2, False, "2 to 9 steps behind the labeler in {} (not determined more closely)"),
+        (6, 3, 10, False, f"3 to 10 steps ahead of the labeler in {{}}{RANGE}"),
+        (0, -4, 4, False, "open [-4, 4] lead in steps over the labeler in {}"),
+        (3, 0, 7, False, "open [0, 7] lead in steps over the labeler in {}"),
+        (-4, -8, 0, False, "open [-8, 0] lead in steps over the labeler in {}"),
+        (-6, -9, -2, False, f"2 to 9 steps behind the labeler in {{}}{RANGE}"),
     ],
 )
 def test_overview_names_an_order_only_if_the_interval_of_the_lead_excludes_zero(
@@ -365,12 +367,12 @@ def test_warnings_count_empty_masks_of_masks_alone():
         (Lead(), "", "6 [3, 8] steps, and over"),
         (
             Lead(steps=6, low=3, high=8, determined=True),
-            ", recalibrated to the labels too",
+            ", also if recalibrated to the labels",
             "6 [3, 8] steps (6 [3, 8] steps with its maps recalibrated to the labels), and over",
         ),
         (
             Lead(steps=5, low=2, high=8, determined=False),
-            "; recalibrated to the labels, 2 to 8 steps ahead of it (not determined more closely)",
+            f"; if recalibrated to the labels, 2 to 8 steps ahead of it{RANGE}",
             "6 [3, 8] steps (not determined [2, 8] with its maps recalibrated to the labels), and",
         ),
     ],

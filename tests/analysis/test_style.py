@@ -9,15 +9,18 @@ import matplotlib
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from summaries import interval
+from summaries import summary as made_summary
 
-from ldmprobe_core.analysis.report.figures import (
-    class_figure,
+from ldmprobe_core.analysis.records import UndefinedRecord
+from ldmprobe_core.analysis.report.drawing.heatmaps import (
     color_range,
-    curves_caption,
     heatmap,
     heatmap_caption,
+    heatmap_text,
     other_heatmaps_text,
 )
+from ldmprobe_core.analysis.report.figures import class_figure, curves_caption
 from ldmprobe_core.analysis.report.style import INK, svg
 from ldmprobe_core.storage.run import Run
 
@@ -85,10 +88,11 @@ def test_heatmap_titles_are_the_values_of_its_cells(missing):
     cells = np.random.default_rng(0).normal(size=(3, 2))
     if missing:
         cells[1, 1] = np.nan
-    best = SimpleNamespace(step=2, layer="b", metric="dice")
-    summary = SimpleNamespace(
-        properties={"foreground": SimpleNamespace(best=best, ceilings={"4x4": 0.8, "8x8": 0.95})}
-    )
+    summary = made_summary(0.3, 0.2, 0.1)
+    summary.properties = {"foreground": summary.properties["depth"]}
+    result = summary.properties["foreground"]
+    result.best.step, result.best.layer, result.best.metric = 2, "b", "dice"
+    result.ceilings = {"4x4": 0.8, "8x8": 0.95}
     curves = SimpleNamespace(
         cells=cells, kind="ridge", position=np.array([0.1, np.nan]),
         other_cells={"permuted": np.full((3, 2), -7.0)},
@@ -106,18 +110,46 @@ def test_heatmap_titles_are_the_values_of_its_cells(missing):
     texts = "".join(element.text or "" for element in root.iter(f"{SVG}text"))
     assert "ceiling 0.80 to 0.95" in texts
     assert "position 0.10" in texts
+    assert [one.get("id") for one in root.iter(f"{SVG}g")].count("best-cell") == 1
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_heatmap_without_a_measured_score_names_no_best_cell(empty):
+    summary = made_summary(0.3, 0.2, 0.1)
+    result = summary.properties["depth"]
+    result.best.step, result.best.layer = 2, "b"
+    assert heatmap_text("depth", summary).endswith("; best at step 2, b.")
+    curves = SimpleNamespace(
+        cells=np.full((3, 2), np.nan), kind="ridge", position=np.array([np.nan]), other_cells={}
+    )
+    result.undefined = UndefinedRecord(best=0, any=9, unchosen=True)
+    caption = heatmap_caption("depth", curves, ["a", "b"], summary)
+    assert "step 2 of b, which is the first one, as no validation score is defined" in caption
+    result.best.score = interval(np.nan).model_copy(update={"mean": None})
+    result.undefined = UndefinedRecord(best=5, any=9, truth_empty=5 * empty)
+    figure, titles = heatmap("depth", curves, ["a", "b"], summary)
+    root = ET.fromstring(svg(figure, titles))
+    assert "best-cell" not in [one.get("id") for one in root.iter(f"{SVG}g")]
+    caption = heatmap_caption("depth", curves, ["a", "b"], summary)
+    assert "frame marks" not in caption
+    why = "so nothing is measured." if empty else "so that nothing can be compared."
+    assert caption.endswith(why)
+    assert "No cell has a frame" in caption
+    assert heatmap_text("depth", summary).endswith("; nothing is measured.")
 
 
 def test_captions_say_by_how_much_layers_and_steps_differ_and_where_curves_cross():
     cells = np.array([[0.2, 0.5], [0.3, 0.9]])
-    best = SimpleNamespace(step=2, layer="b", metric="dice")
-    summary = SimpleNamespace(properties={"foreground": SimpleNamespace(best=best)})
+    summary = made_summary(0.3, 0.2, 0.1)
+    summary.properties = {"foreground": summary.properties["depth"]}
+    best = summary.properties["foreground"].best
+    best.step, best.layer, best.metric = 2, "b", "dice"
     curves = SimpleNamespace(cells=cells, kind="ridge")
     caption = heatmap_caption("foreground", curves, ["a", "b"], summary)
     assert "layers differ by up to 0.60, in that layer those of steps by up to 0.40." in caption
     probe = np.array([[0.5, 9.0], [0.6, 9.0], [0.7, 9.0]])
     curves = SimpleNamespace(
-        probe=probe, decoded=np.array([True, False]), decoded_steps=np.arange(1, 4),
+        labeled=True, probe=probe, decoded=np.array([True, False]), decoded_steps=np.arange(1, 4),
         sources={
             "trajectory": np.array([[0.1, np.nan], [0.4, np.nan], [0.8, np.nan]]),
             "clean": np.array([[0.1, np.nan], [0.2, np.nan], [0.3, np.nan]]),
@@ -130,6 +162,11 @@ def test_captions_say_by_how_much_layers_and_steps_differ_and_where_curves_cross
     curves.sources["clean"] += 0.6
     assert curves_caption("foreground", curves, "dice").endswith(
         "On the predicted clean image, the labeler's mean is above the probes' from step 1 on."
+    )
+    curves.labeled, curves.sources = False, dict.fromkeys(curves.sources, np.full((3, 2), np.nan))
+    assert curves_caption("foreground", curves, "dice") == (
+        "How early foreground can be read: Dice of one layer's probes and of the controls, over "
+        "the steps."
     )
 
 
@@ -157,7 +194,11 @@ def test_caption_tells_no_step_between_two_with_images(decoded, clean, text):
         curves[source] = np.full((6, 1), np.nan)
         curves[source][steps - 1, 0] = values
     shown = SimpleNamespace(
-        probe=np.full((6, 1), 0.5), decoded=np.array([True]), decoded_steps=steps, sources=curves
+        labeled=True,
+        probe=np.full((6, 1), 0.5),
+        decoded=np.array([True]),
+        decoded_steps=steps,
+        sources=curves,
     )
     assert curves_caption("foreground", shown, "dice").endswith(f"over the steps. {text}")
 

@@ -95,6 +95,25 @@ def test_command_names_a_damaged_summary(copy, command, harm, capfd, monkeypatch
     assert "finished" not in captured.out
 
 
+@pytest.mark.parametrize("command", ["verify", "show", "compare", "watch", "list"])
+def test_a_summary_of_another_run_is_not_shown_as_this_ones(copy, command, capfd, monkeypatch):
+    summary = json.loads((copy / "summary.json").read_text())
+    summary["study_hash"] = "0123456789abcdef"
+    (copy / "summary.json").write_text(json.dumps(summary))
+    words = {"compare": [str(copy), str(copy)], "list": [str(copy.parent)]}
+    monkeypatch.setattr(sys, "argv", ["ldmprobe", command, *words.get(command, [str(copy)])])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    captured = capfd.readouterr()
+    if command == "list":
+        assert "unreadable" in captured.out
+        assert "another run" in " ".join(captured.out.split())
+        return
+    assert stop.value.code == 3
+    assert f"{copy}/summary.json is of another run. Fix: " in captured.err
+    assert f"Fix: `ldmprobe report {copy}` writes it again" in captured.err
+
+
 def test_verify_names_a_damaged_summary_of_an_intervention(copy, capfd, monkeypatch):
     (copy / "edits/depth-1").mkdir(parents=True)
     (copy / "edits/depth-1/summary.json").write_text("[]")

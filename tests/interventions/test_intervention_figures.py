@@ -67,7 +67,7 @@ def test_build_report_shows_a_causal_map_and_a_dose_response(reported):
     layers = [s for s in summary.sites if s.layers != ["latents"]]
     assert map_sentence(summary) == (
         f"Whether the edit has an effect is not determined in any of {len(layers)} cells: no "
-        "intervals, as fewer than 5 distinct prompts have a score."
+        "intervals, as too few distinct prompts have a score."
     )
     assert page.count(html.escape(map_sentence(summary))) == 1
     rows = effect_rows(summary)
@@ -99,12 +99,12 @@ def test_map_sentence_and_figures_of_an_erasure_say_that_the_score_falls(run):
         "In 2 of 3 cells the erasure lowers the Dice with own label below that of the null edit, "
     )
     assert "clear of zero, and in 1 it raises it (intervals are not corrected for the" in sentence
-    assert "most in mid_block" in sentence
+    assert "; of the cells clear of zero, most in mid_block" in sentence
     assert "steps 2 to 2: -0.30 [-0.31, -0.29]" in sentence
     assert "the erasure there has the effect" in sentence
     partly = map_sentence(with_effects(summary, (0.2, -0.3, -0.1), (0.5, 0.4, 0.6), without=(2,)))
     assert partly.startswith("In 1 of 2 cells the erasure lowers the Dice")
-    assert "; not determined in 1 of 3 cells (no intervals, as fewer than 5 distinct" in partly
+    assert "; not determined in 1 of 3 cells (no intervals, as too few distinct" in partly
     assert f"Probes read foreground best in {site_layer(summary.sites[0])}, steps 1 to 1" in partly
     figure = intervention_figures.causal_map(summary)
     frames = [patch.get_bbox() for axes in figure.axes for patch in axes.patches]

@@ -103,7 +103,7 @@ def test_readings_sentence_names_the_probes_that_read_most(run):
     summary = carry_out_intervention(run, spec)
     site = min(summary.sites, key=lambda site: site.used.mean)
     sentence = readings_sentence(summary)
-    assert f"steps {site.first} to {site.last}, in the erased layers" in sentence
+    assert f"steps {site.first} to {site.last}, in the erased layer the " in sentence
     for layer in (erased, later):
         scores = {r.kind: r.score.mean for r in site.effects["edited"].readings if r.layer == layer}
         best = max(scores, key=scores.get)

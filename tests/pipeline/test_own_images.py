@@ -67,12 +67,9 @@ def test_own_images_probed_against_exact_maps_and_against_labels(scenes, tmp_pat
     np.testing.assert_array_equal(
         run.read("labels", "foreground"), np.stack([m.foreground > 0.5 for m in maps])
     )
-    np.testing.assert_allclose(
-        run.read("labels", "depth"), np.stack([m.depth for m in maps]), rtol=1e-6
-    )
-    np.testing.assert_allclose(
-        run.read("labels", "shading"), np.stack([m.shading for m in maps]), rtol=1e-6
-    )
+    for prop in ("depth", "shading"):
+        expected = np.stack([getattr(m, prop) for m in maps])
+        np.testing.assert_allclose(run.read("labels", prop), expected, rtol=1e-6)
     pictures = np.stack([np.rint(m.rgb * 255).astype(np.uint8) for m in maps])
     np.testing.assert_array_equal(run.read("images", "image"), pictures)
     # After the last step latents are the picture's own, decoded: close to it; before that, noised.
@@ -83,6 +80,9 @@ def test_own_images_probed_against_exact_maps_and_against_labels(scenes, tmp_pat
     assert error[1] > error[2]
     assert np.isnan(run.read("labels_trajectory", "depth")).all()
     summary = build_report(run, {})
+    page = run.location.read_text("report/index.html")
+    assert "there is no labeler to compare them with" in page
+    assert "labeler" not in run.location.read_text("report/depth-curves.svg")
     assert summary.samples["total"] == n
     assert summary.samples["test_groups"] == summary.samples["test"]  # each picture by itself
     depth = summary.properties["depth"].best.score
@@ -92,8 +92,8 @@ def test_own_images_probed_against_exact_maps_and_against_labels(scenes, tmp_pat
     for result in summary.properties.values():
         assert result.exact.labeler is None
         assert result.exact.best.mean == pytest.approx(result.best.score.mean, abs=1e-5)
-    assert "labels are exact" in run.location.read_text("report/index.html")
-    assert summary.properties["depth"].emergence.decoded.relative.onset.step is None
+    assert "labels are exact" in page
+    assert summary.properties["depth"].emergence.decoded.undefined_because == "no_labeler"
 
     labeled = carry_out(own_images_study(folder), str(tmp_path))
     np.testing.assert_array_equal(labeled.read("exact_maps", "depth"), run.read("labels", "depth"))

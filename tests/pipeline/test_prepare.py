@@ -1,12 +1,15 @@
 """Preparing a run: once, whole, with its study and the fingerprint of its model."""
 
+import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 import ldmprobe_core
 from flows import cli
-from ldmprobe_core.errors import UserError
+from ldmprobe import run_study
+from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.pipeline.generate import generate_batch
 from ldmprobe_core.pipeline.prepare import code_digest, prepare_run, run_in
 from ldmprobe_core.storage.filesystem import Location
@@ -77,8 +80,37 @@ def test_prepare_run_cut_off_leaves_no_run_and_can_be_repeated(tiny_study, tmp_p
     assert Run(url).exists
 
 
+def test_a_run_under_the_name_of_another_study_is_left_alone(finished_run, tmp_path):
+    study = finished_run.study
+    sampling = study.sampling.model_copy(update={"guidance": 3.0})
+    other = study.model_copy(update={"sampling": sampling})
+    folder = tmp_path / other.run_name
+    shutil.copytree(finished_run.url, folder)
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    for _ in ("finished", "not finished"):
+        with pytest.raises(UserError, match=r"holds the run of another study .* Fix: give it its"):
+            run_study(other, str(tmp_path), progress=False)
+        assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+        before.pop(folder / "summary.json", None)
+        (folder / "summary.json").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("labeler_fingerprints", None), ("versions", {"torch": 2}), ("log_snr", "1"), ("notes", [1]),
+     ("study_hash", 5)],
+)  # fmt: skip
+def test_a_damaged_attribute_of_a_run_is_one_sentence(finished_run, tmp_path, name, value):
+    folder = tmp_path / "run"
+    shutil.copytree(finished_run.url, folder)
+    root = json.loads((folder / "zarr.json").read_text())
+    root["attributes"][name] = value
+    (folder / "zarr.json").write_text(json.dumps(root))
+    with pytest.raises(RunError, match=rf"zarr.json: the attribute {name}.* is damaged \(.*Fix: "):
+        _ = Run(str(folder)).attributes
+
+
 def test_prepare_run_refuses_a_model_with_another_fingerprint(tiny_study, tmp_path):
-    import shutil
 
     study = tiny_study()
     copy = tmp_path / "model"

@@ -123,7 +123,7 @@ def test_stages_refuse_to_start_before_the_units_that_they_read_are_done(finishe
         generate_batch(run.url, batch)
         label_batch(run.url, batch)
     with pytest.raises(
-        RunError, match=r"1 units of work are not labeled yet.*\(2,\).*verify .* --redo"
+        RunError, match=r"1 unit of work is not labeled yet.*\(2,\).*verify .* --redo"
     ):
         probe_cell(run.url, 1, run.layers[0])
     generate_batch(run.url, 2)

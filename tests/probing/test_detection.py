@@ -9,6 +9,7 @@ from ldmprobe_core.probing.detection import (
     average_precision,
     best_cut,
     dice_at,
+    position_cut,
     quantiles,
 )
 
@@ -97,6 +98,36 @@ def test_best_cut_can_take_everything_and_skips_what_is_not_finite():
     cut = best_cut(predicted, share)
     assert (predicted[0] > cut).all()
     assert best_cut(predicted[1:], share[1:]) == 0.0
+
+
+def test_best_cut_can_take_nothing_where_most_masks_are_empty():
+    rng = np.random.default_rng(3)
+    predicted = rng.standard_normal((10, 100)).astype(np.float32)
+    share = np.zeros((10, 100))
+    share[:3, :5] = 1.0
+    # All images but the three with foreground score 1 if nothing is predicted.
+    cut = best_cut(predicted, share)
+    assert not (predicted > cut).any()
+    assert dice_at(predicted, share, np.array([cut])).mean() == pytest.approx(0.7)
+    # With foreground in every image, no image is scored 1 for an empty prediction.
+    share[3:, 0] = 1.0
+    assert (predicted > best_cut(predicted, share)).any()
+
+
+def test_position_alone_predicts_nothing_where_most_masks_are_empty():
+    # All three masks have the pixel (4, 4), so that a cut below the mean's maximum takes a pixel.
+    masks = np.zeros((10, 16, 16), bool)
+    masks[0, :8], masks[1, :, :8], masks[2, 4, 4] = True, True, True
+    mean = masks.mean(0)
+    assert not (mean > position_cut(mean, masks)).any()
+
+
+def test_best_cut_takes_a_quantile_that_is_as_good_as_predicting_nothing():
+    # One image is predicted well by any cut from 0.1 to 0.9, the other is empty but predicted 0.9.
+    predicted = np.array([[0.1, 0.9], [0.9, 0.1]])
+    share = np.array([[0.0, 1.0], [0.0, 0.0]])
+    assert dice_at(predicted, share, np.array([0.1, 0.9])).mean(1) == pytest.approx([0.5, 0.5])
+    assert best_cut(predicted, share) < 0.9
 
 
 @pytest.mark.parametrize(

@@ -242,7 +242,12 @@ def test_require_held_fails_after_other_holders_came_and_went(tmp_path, monkeypa
     )
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", '{"key": "k"}'])
+WRONG_TYPES = json.dumps(
+    {"key": "k", "description": None, "host": "h", "pid": "x", "started_at": None, "heartbeat": 1}
+)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"key": "k"}', WRONG_TYPES])
 def test_lease_file_that_is_not_valid_is_taken_over_after_stale_s(tmp_path, content):
     location = Location(f"{tmp_path}/run.lease")
     location.write_text("000003", content)

@@ -13,7 +13,7 @@ from ldmprobe_core.probing.detection import dice_at
 from ldmprobe_core.probing.label_set import LabelSet
 from ldmprobe_core.probing.metrics import mean_of_defined
 from ldmprobe_core.probing.ranks import flatten_maps, iter_chunks
-from ldmprobe_core.study.properties import property_of
+from ldmprobe_core.study.properties import REGISTERED_METRICS, property_of
 
 
 def block_ceilings(
@@ -24,7 +24,7 @@ def block_ceilings(
     Such predictions are constant on each token's block of pixels, as those of every probe are.  For
     a mask, the prediction is the share of foreground in each block, cut where the image's Dice
     is largest.  For other maps, it is the block mean of the label or of its ranks, whichever scores
-    higher.
+    higher.  Which prediction is best in a registered metric is not known.
 
     Args:
         labels: label maps of the run.
@@ -33,10 +33,13 @@ def block_ceilings(
         test: indices of the test samples, (test sample,).
 
     Returns:
-        mean headline score by grid, such as ``16x16``; None if no test sample has a score.
+        mean headline score by grid, such as ``16x16``; None if no test sample has a score, or if
+        the main metric is registered.
     """
     chosen = np.isin(labels.heldout, test)
     ceilings: dict[str, float | None] = {}
+    if property_of(prop).metrics[0] in REGISTERED_METRICS:
+        return {f"{grid[0]}x{grid[1]}": None for grid in grids}
     for grid in dict.fromkeys(grids):
         tokens = labels.tokens(prop, grid)[labels.heldout]
         scorer = labels.scorer(prop, grid)

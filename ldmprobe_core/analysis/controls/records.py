@@ -212,8 +212,10 @@ class ClassMapScore(Record):
     """Score of class maps predicted at one layer and step: IoU of each class, and their mean.
 
     Attributes:
-        mean_iou: mean over classes of the intersection over union, 0..1, over all test images.
-        by_class: intersection over union of each class, by the name of its component.
+        mean_iou: mean of the intersection over union, 0..1, over the classes that occur in the
+            labels of the scored test images.
+        by_class: intersection over union of each class, by the name of its component; undefined
+            for a class that occurs in none of these labels.
     """
 
     layer: str

@@ -1,4 +1,4 @@
-"""Titles of controls, and the words on which of them a probe exceeds.
+"""Titles of controls and metrics, and the words on which of them a probe exceeds.
 
 The command line imports this module, so it must not import torch or a plotting library.
 """
@@ -14,6 +14,7 @@ from ldmprobe_core.analysis.controls.records import (
     VectorRecord,
 )
 from ldmprobe_core.analysis.records import PropertyRecord, Summary
+from ldmprobe_core.errors import counted, verb
 from ldmprobe_core.probing.inference.bootstrap import MINIMUM_CLUSTERS
 from ldmprobe_core.study.conditions import CONDITIONS, controls
 from ldmprobe_core.study.layers import INPUT_CONTROLS
@@ -27,6 +28,19 @@ _BASELINE_TITLES = {
     "prompt": "the prompt alone",
     "same_prompt": "its own maps on other images of the same prompt",
 }
+
+
+_METRIC_TITLES = {
+    "spearman": "rank correlation",
+    "spearman_partial": "partial rank correlation",
+    "dice": "Dice",
+    "auroc": "AUROC",
+}
+
+
+def metric_title(name: str) -> str:
+    """Return a metric's title for sentences and axes."""
+    return _METRIC_TITLES.get(name, name)
 
 
 def control_title(name: str) -> str:
@@ -53,6 +67,15 @@ def control_columns(summary: Summary) -> dict[str, str]:
     return columns | {name: name for name in sorted(used) if name not in columns}
 
 
+def named_controls(summary: Summary) -> str:
+    """List the controls that a run's properties have, and what position alone is."""
+    names = dict.fromkeys(
+        name for result in summary.properties.values() for name in result.controls.linear()
+    )
+    explained = {"position": "position alone, which is the mean map of the training labels"}
+    return ", ".join(explained.get(name, control_title(name)) for name in names)
+
+
 def not_exceeded(result: PropertyRecord) -> str:
     """List the controls that the best probe does not clearly exceed; a dash if there are none.
 
@@ -74,13 +97,13 @@ def not_exceeded(result: PropertyRecord) -> str:
 
 def _on(samples: dict[str, int] | None) -> str:
     """Format the number of test images that a control covers; empty if it covers all of them."""
-    return "" if samples is None else f" on {samples['test']} test images"
+    return "" if samples is None else f" on {counted(samples['test'], 'test image')}"
 
 
 def _large_p(record: ControlRecord) -> str:
     """Format the p value of a control, if it alone keeps the control from being exceeded."""
     is_cause = record.difference.low is not None and record.difference.low > 0
-    return f", p = {record.p:.2f}" if is_cause and record.p and not record.exceeded else ""
+    return f", p = {record.p:.3f}" if is_cause and record.p and not record.exceeded else ""
 
 
 def against(result: PropertyRecord) -> str:
@@ -92,8 +115,8 @@ def against(result: PropertyRecord) -> str:
     """
     if result.best.score.low is None:
         prompts, lost = result.clusters.prompts, result.undefined.best
-        undefined = f", {lost} test score{'s' * (lost != 1)} undefined" if lost else ""
-        count = f"{prompts} test prompt{'s' * (prompts != 1)}{undefined}"
+        undefined = f", {counted(lost, 'test score')} undefined" if lost else ""
+        count = f"{counted(prompts, 'test prompt')}{undefined}"
         return f"has no interval ({count}) to compare by"
     records = result.controls.linear()
     cleared = [name for name in records if name not in result.not_beyond]
@@ -139,7 +162,9 @@ def input_sentence(result: PropertyRecord) -> str:
             inputs.setdefault(missed, []).append(name)
     if not inputs:
         return ""
-    how = "in AUROC" if result.steps[0].metric == "auroc" else "apart from position"
+    metric = result.steps[0].metric
+    # Only a partial metric leaves position out; without one, the main metric is compared.
+    how = "apart from position" if metric.endswith("_partial") else f"in {metric_title(metric)}"
     clauses = [
         f" At step{'s' * (len(steps) > 1)} {_ranges(steps)}, probes are not clearly above "
         f"{joined(names)} ({how})."
@@ -176,8 +201,11 @@ def empty_masks_sentence(result: PropertyRecord, samples: int) -> str:
     empty, both = result.undefined.truth_empty, result.undefined.both_empty
     if not empty:
         return ""
-    verb = "is" if empty == 1 else "are"
-    return f" {empty} of {samples} label masks {verb} empty; {both} of them score 1 as empty too."
+    if empty == 1:
+        rest = "it scores 1 as its prediction is empty too" if both else "its prediction is not"
+        return f" 1 of {counted(samples, 'label mask')} is empty; {rest}."
+    scores = verb(both, "scores", "score")
+    return f" {empty} of {samples} label masks are empty; {both} of them {scores} 1 as empty too."
 
 
 def difference_sentences(summary: Summary, keep: str) -> str:
@@ -209,6 +237,22 @@ def difference_sentences(summary: Summary, keep: str) -> str:
     if parts or (inputs and refitted):
         text += " Such a difference need not equal that of the two scores above."
     return text
+
+
+def few_categories_sentence(summary: Summary) -> str:
+    """Say that intervals hold for the images' categories alone, if these are too few to resample.
+
+    Returns:
+        the sentence with a space before it; empty if categories are resampled or not known, or if
+        there are no intervals.
+    """
+    clusters = [result.clusters for result in summary.properties.values()]
+    n = max((one.few_categories or 0 for one in clusters if one.wider), default=0)
+    if not n:
+        return ""
+    known = "one category" if n == 1 else f"{n} categories, too few to be resampled"
+    alone = "it" if n == 1 else "these"
+    return f" The test images are of {known}: intervals hold for {alone} alone, not for others."
 
 
 def fixed_cut_sentence(name: str, result: PropertyRecord) -> str:
@@ -259,8 +303,9 @@ def partial_input_lines(
     """
     counts = {name: part for one in records.values() for name, part in one.partial_inputs.items()}
     return [
-        f"Probes of {control_title(name)} are fitted to {count['train']} training images and "
-        f"scored on {count['test']} test images; those of the best cell are fitted to {training}, "
-        "which may be a part of the difference."
+        f"Probes of {control_title(name)} are fitted to "
+        f"{counted(count['train'], 'training image')} "
+        f"and scored on {counted(count['test'], 'test image')}; those of the best cell are fitted "
+        f"to {training}, which may be a part of the difference."
         for name, count in counts.items()
     ]

@@ -14,7 +14,8 @@ of images are coded in order, and each block uses only what earlier blocks deter
 
 The code with the position term alone follows the same rules with the weights and bias at 0, so that
 its predictions are the mean map of the coded images.  Both codes would need the same bits for the
-first two blocks, for which there is no model yet, and these are not counted.
+first two blocks, for which there is no model yet, and these are not counted.  Nor is a block after
+one whose labels hardly vary: the variance of the noise there says nothing about other images.
 
 Tokens are coded independently.  The tokens of an image are alike, so a code of whole images could
 be shorter; both lengths are upper bounds.
@@ -37,6 +38,13 @@ from ldmprobe_core.study.properties import property_of
 
 SMALLEST_VARIANCE = 1e-6
 """Smallest variance of the Gaussian noise model, relative to the variance of the labels."""
+
+LEAST_VARIATION = 1e-2
+"""Smallest variance of a block's labels, relative to all training labels, for a noise model.
+
+Labels that are constant in many images may be constant in a whole block.  The next image that is
+not would then be coded with next to no variance, in thousands of bits per token.
+"""
 
 SMOOTHING = 1e-3
 """Weight with which foreground fractions are averaged with 1/2, so that none is 0 or 1.
@@ -63,12 +71,17 @@ def code_lengths(
     Returns:
         mean code length of the tokens of each sample in bits, with the position term alone and with
         the probe, (2, sample) float64; tokens are weighted by their measured pixels.  NaN for the
-        samples of the first two blocks and for samples outside the blocks.
+        samples of the first two blocks, of a block after one whose labels hardly vary, and for
+        samples outside the blocks.
     """
     lengths = np.full((2, len(data.activations)), np.nan)
+    is_mask = property_of(data.prop).is_mask
+    smallest = LEAST_VARIATION * _label_variance(data, data.train)
     coded = list(accumulate(sums, add))
     for i in range(2, len(blocks)):
         if not (coded[i - 2].n and sums[i - 1].n):
+            continue
+        if not is_mask and _label_variance(data, blocks[i - 1]) <= smallest:
             continue
         trial = data.fit(coded[i - 2], sums[i - 1])
         final = data.fit(coded[i - 1], sums[i - 1], (trial.penalty,))
@@ -76,6 +89,18 @@ def code_lengths(
         for row, (earlier, probe) in zip(lengths, pairs, strict=True):
             row[blocks[i]] = _block_lengths(data, earlier, probe, blocks[i - 1], blocks[i])
     return lengths
+
+
+def _label_variance(data: RefitData, members: np.ndarray) -> float:
+    """Compute the variance of samples' token labels, weighted by measured pixels; 0 without any."""
+    truth, weights = data.tokens(members), data.weights(members)
+    weight = np.ones(truth.shape) if weights is None else weights
+    known = weight > 0
+    if not known.any():
+        return 0.0
+    truth, weight = truth[known], weight[known]
+    mean = np.average(truth, weights=weight)
+    return float(np.average(np.square(truth - mean), weights=weight))
 
 
 def _position_alone(probe: LinearProbe) -> LinearProbe:

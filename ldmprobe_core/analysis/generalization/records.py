@@ -49,7 +49,7 @@ class CategoryRecord(_Record):
 
     Attributes:
         samples: number of test samples.
-        score: mean score; its interval is taken over prompts, and None below 5 prompts.
+        score: mean score; its interval is taken over prompts, and None if they are too few.
     """
 
     samples: int
@@ -116,7 +116,7 @@ class CodeLengthRecord(_Record):
             are the bits of one pixel of the token's block.  For other properties, the length is
             that of a density per unit of the label, so it may be negative.
         probe: code length with the probe, in the same unit.
-        saved: `position` minus `probe` in bits per token, with an interval over training images.
+        saved: `position` minus `probe` in the same unit, with an interval over training images.
         compression: `position` divided by `probe`; None for properties other than masks, for which
             the ratio depends on the unit of the label.
     """

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -15,7 +16,7 @@ from importlib import resources
 
 import jinja2
 
-from ldmprobe_core.analysis.controls.wording import not_exceeded
+from ldmprobe_core.analysis.controls.wording import metric_title, not_exceeded
 from ldmprobe_core.analysis.index.history import (
     HistoryEntry,
     history_rows,
@@ -25,11 +26,7 @@ from ldmprobe_core.analysis.index.history import (
 from ldmprobe_core.analysis.index.history_chart import history_charts
 from ldmprobe_core.analysis.index.thumbnails import heatmap_svg
 from ldmprobe_core.analysis.records import PropertyRecord, Summary, load_summary
-from ldmprobe_core.analysis.report.text import (
-    metric_title,
-    number,
-    step,
-)
+from ldmprobe_core.analysis.report.text import number, step
 from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.storage.filesystem import Location
 from ldmprobe_core.storage.run import Run
@@ -92,9 +89,9 @@ def write_index(store: str) -> str:
 
 def read_entry(location: Location, name: str) -> RunEntry:
     """Read a run's entry for the index page; for an unreadable run, the entry gives the reason."""
-    run = Run(f"{location.url}/{name}")
     try:
-        model, labels = run.study.model.source, run.study.labels
+        run = Run(f"{location.url}/{name}")
+        model, labelers = _model_and_labelers(run)
         if not run.location.has("summary.json"):
             state = _progress(run)
             return RunEntry(name, state, run.location.modified("study.json"), model)
@@ -110,8 +107,31 @@ def read_entry(location: Location, name: str) -> RunEntry:
         state = f"finished; report/scores.csv is damaged, and `ldmprobe report {run.url}` writes it"
     has_report = run.location.has("report/index.html")
     written = run.location.modified("summary.json")
-    labelers = {prop: spec.name for prop in labels.maps if (spec := labels.labeler(prop))}
     return RunEntry(name, state, written, model, summary, means, has_report, labelers)
+
+
+def _model_and_labelers(run: Run) -> tuple[str, dict[str, str]]:
+    """Return the name of a run's model, and by property that of its labeler.
+
+    If this process cannot read the study, as where it has read another run that defines a property
+    of the same name differently, both are taken from the text of study.json.
+
+    Raises:
+        UserError: the study cannot be read, and its text has no model or labels either.
+        RunError: study.json is damaged.
+    """
+    try:
+        labels = run.study.labels
+        named = {prop: spec.name for prop in labels.maps if (spec := labels.labeler(prop))}
+        return run.study.model.source, named
+    except UserError as error:
+        try:
+            content = json.loads(run.location.read_text("study.json"))
+            specs = content["labels"].items()
+            named = {prop: spec["name"] for prop, spec in specs if isinstance(spec, dict)}
+            return str(content["model"]["source"]), named
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise error from None
 
 
 def index_page(

@@ -11,8 +11,9 @@ from typing import Any
 
 from ldmprobe_core.analysis.compare import different_values, settings_that_affect_results
 from ldmprobe_core.analysis.controls.records import Record
+from ldmprobe_core.analysis.controls.wording import metric_title
 from ldmprobe_core.analysis.records import load_summary
-from ldmprobe_core.analysis.report.text import metric_title, number
+from ldmprobe_core.analysis.report.text import number
 from ldmprobe_core.errors import LdmprobeError
 from ldmprobe_core.probing.inference.bootstrap import Interval
 from ldmprobe_core.storage.filesystem import Location

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from html import escape
 
+from ldmprobe_core.analysis.controls.wording import metric_title
 from ldmprobe_core.analysis.index.history import HeadlineScore, HistoryEntry, differences
 from ldmprobe_core.analysis.report.style import PROBE_COLOR
-from ldmprobe_core.analysis.report.text import metric_title, number
+from ldmprobe_core.analysis.report.text import number
+from ldmprobe_core.errors import counted, verb
 
 _WIDTH, _HEIGHT, _MARGIN, _LEFT = 460, 150, 14, 44
 """Size of a chart, width of the margins, and of the left one with the labels of the axis."""
@@ -34,8 +36,9 @@ def history_charts(entries: list[HistoryEntry]) -> dict[str, str]:
         points = [point for point in scored if point[1].metric == metric]
         drawn = [point for point in points if point[1].score.mean is not None]
         caption = f"{prop}: {metric_title(metric)}"
-        if len(drawn) < len(entries):
-            caption += f" ({len(entries) - len(drawn)} of {len(entries)} runs have no such score)"
+        if without := len(entries) - len(drawn):
+            have = verb(without, "has", "have")
+            caption += f" ({without} of {len(entries)} runs {have} no such score)"
         if drawn:
             charts[caption] = _chart(drawn, entries[-1], caption)
     return charts
@@ -89,7 +92,9 @@ def _chart(points: list[Point], newest: HistoryEntry, caption: str) -> str:
         f"{text}</text>"
         for x, y, text in texts
     )
-    alternative = escape(f"{caption}, {len(points)} runs from {first} to {last}", quote=True)
+    alternative = escape(
+        f"{caption}, {counted(len(points), 'run')} from {first} to {last}", quote=True
+    )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
         f'width="{_WIDTH}" height="{_HEIGHT}" role="img" aria-label="{alternative}">'

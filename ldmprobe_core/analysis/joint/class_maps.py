@@ -4,7 +4,7 @@ Each class is a mask property of its own, with probes and controls.  Together, t
 the class of each token: the one whose probe predicts the largest value.  The scores are those of
 semantic segmentation (Everingham et al. 2010, The PASCAL Visual Object Classes Challenge, section
 4.1): of each class, the pixels in both prediction and label over those in either, summed over all
-images; and the mean over classes.
+images; and the mean over the classes that occur in the labels of these images.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ldmprobe_core.study.extensions.joint import joint_properties
 
 
 def overlap(tokens: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Measure, for each image and class, the intersection and union of prediction and label.
+    """Measure intersection and union of prediction and label, and the label, by image and class.
 
     The class with the largest predicted value at a token is the class of all pixels of its block.
 
@@ -37,8 +37,8 @@ def overlap(tokens: np.ndarray, truth: np.ndarray) -> np.ndarray:
             measured, which are left out.
 
     Returns:
-        (2, class, n) float64, intersection and union as fractions of the image's pixels; NaN for
-        an image without a prediction.
+        (3, class, n) float64, intersection, union and label as fractions of the image's pixels;
+        NaN for an image without a prediction.
     """
     grid = tokens.shape[1], tokens.shape[2]
     known = ~np.isnan(truth).any(-1)
@@ -54,27 +54,29 @@ def overlap(tokens: np.ndarray, truth: np.ndarray) -> np.ndarray:
     both = np.where(chosen, labeled, 0).mean((1, 2))
     either = np.where(chosen, measured, labeled).mean((1, 2))
     undefined = np.isnan(tokens).any((1, 2, 3))
-    return np.where(undefined, np.nan, np.stack([both.T, either.T]))
+    return np.where(undefined, np.nan, np.stack([both.T, either.T, labeled.mean((1, 2)).T]))
 
 
 def class_iou(means: np.ndarray) -> np.ndarray:
-    """Compute each class's intersection over union (IoU) from mean intersections and unions.
+    """Compute each class's intersection over union (IoU) from mean overlaps.
 
     Args:
-        means: mean intersections and mean unions, (draw, 2, class).
+        means: means of overlaps, (draw, 3, class).
 
     Returns:
-        (draw, class) float64; NaN for a class that is in no label and in no prediction.
+        (draw, class) float64; NaN for a class that is in no label.  Whether a class has an IoU
+        depends on the labels alone, so that two predictions of the same images are compared in the
+        same classes: a class that only one of them predicts would count as 0 for that one.
     """
-    both, either = means[:, 0], means[:, 1]
-    return np.asarray(both / np.where(either > 0, either, np.nan))
+    both, either, labeled = means[:, 0], means[:, 1], means[:, 2]
+    return np.asarray(both / np.where(labeled > 0, either, np.nan))
 
 
 def mean_iou(means: np.ndarray) -> np.ndarray:
-    """Average the IoU over the classes that occur in a label or a prediction.
+    """Average the IoU over the classes that occur in a label.
 
     Args:
-        means: mean intersections and mean unions, (draw, 2, class).
+        means: means of overlaps, (draw, 3, class).
 
     Returns:
         (draw,) float64; NaN if no class occurs.
@@ -89,7 +91,7 @@ def best_overlap(cells: list[np.ndarray]) -> int:
     """Find the index of the cell with the best mean IoU, of those defined in enough images.
 
     Args:
-        cells: overlaps of the validation samples in each cell, (2, class, validation sample).
+        cells: overlaps of the validation samples in each cell, (3, class, validation sample).
     """
     counts = np.array([np.isfinite(one).all((0, 1)).sum() for one in cells])
     scores = np.array([_mean_iou_of(one) for one in cells])
@@ -121,8 +123,8 @@ class _Input:
 
     Attributes:
         step: step of the cell, from 1.
-        steps: overlaps of the test samples at every step, (step, 2, class, test sample).
-        validation: overlaps of the validation samples in the cell, (2, class, validation sample).
+        steps: overlaps of the test samples at every step, (step, 3, class, test sample).
+        validation: overlaps of the validation samples in the cell, (3, class, validation sample).
         exact: overlaps of the cell with ground-truth maps; None without ground-truth maps.
     """
 
@@ -133,7 +135,7 @@ class _Input:
 
     @property
     def best(self) -> np.ndarray:
-        """Overlaps of the test samples at the best step, (2, class, test sample)."""
+        """Overlaps of the test samples at the best step, (3, class, test sample)."""
         return np.asarray(self.steps[self.step - 1])
 
 
@@ -157,7 +159,7 @@ def _predicted(
 
 
 def _mean_iou_of(overlaps: np.ndarray) -> float:
-    """Compute the mean IoU from overlaps (2, class, n); minus infinity if it is undefined."""
+    """Compute the mean IoU from overlaps (3, class, n); minus infinity if it is undefined."""
     defined = overlaps[..., np.isfinite(overlaps).all((0, 1))]
     if not defined.shape[-1]:
         return -np.inf
@@ -212,22 +214,22 @@ def paired(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     the control would differ from it even where its predictions are equal.
 
     Args:
-        first, second: overlaps (2, class, sample).
+        first, second: overlaps (3, class, sample).
 
     Returns:
-        (2, 2, class, sample); NaN for samples that are left out.
+        (2, 3, class, sample); NaN for samples that are left out.
     """
     both = np.stack([first, second])
     return np.where(np.isfinite(both).all((0, 1, 2)), both, np.nan)
 
 
 def _iou_of_class(means: np.ndarray, index: int) -> np.ndarray:
-    """Compute the IoU of one class, (draw,), from mean overlaps (draw, 2, class)."""
+    """Compute the IoU of one class, (draw,), from mean overlaps (draw, 3, class)."""
     return np.asarray(class_iou(means)[:, index])
 
 
 def _difference(means: np.ndarray) -> np.ndarray:
-    """Subtract the second mean IoU from the first, (draw,), from overlaps (draw, 2, 2, class)."""
+    """Subtract the second mean IoU from the first, (draw,), from overlaps (draw, 2, 3, class)."""
     return mean_iou(means[:, 0]) - mean_iou(means[:, 1])
 
 

@@ -21,6 +21,8 @@ from ldmprobe_core.analysis.controls.wording import (
     control_columns,
     control_title,
     difference_sentences,
+    few_categories_sentence,
+    named_controls,
     partial_input_lines,
 )
 from ldmprobe_core.analysis.exports import scores_csv
@@ -28,6 +30,7 @@ from ldmprobe_core.analysis.kept_analysis import analyse
 from ldmprobe_core.analysis.records import PeakRecord, Summary, load_summary
 from ldmprobe_core.analysis.report import figures, intervention_figures, published
 from ldmprobe_core.analysis.report.citation import bibtex
+from ldmprobe_core.analysis.report.drawing import heatmaps
 from ldmprobe_core.analysis.report.drawing.figure_writer import FigureWriter
 from ldmprobe_core.analysis.report.drawing.sample_figures import (
     add_sample_grids,
@@ -59,10 +62,11 @@ from ldmprobe_core.analysis.report.text import (
 )
 from ldmprobe_core.analysis.run_analysis import RunAnalysis, write_summary
 from ldmprobe_core.analysis.stored_probes import SampleMaps
-from ldmprobe_core.errors import RunError, UserError
+from ldmprobe_core.errors import RunError, UserError, counted
 from ldmprobe_core.interventions.results import completed_interventions, read_intervention_summary
+from ldmprobe_core.labelers.registry import labelers_of
 from ldmprobe_core.pipeline.groups import STEP_IMAGES, samples_in
-from ldmprobe_core.probing.inference.bootstrap import MINIMUM_CLUSTERS
+from ldmprobe_core.probing.inference.bootstrap import fewest_clusters
 from ldmprobe_core.storage.lease import hold_lease
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.layers import short_layer
@@ -194,28 +198,29 @@ class _ReportFigures(FigureWriter):
         layers = self.run.layers
         for prop, curves in self.analysis.curves.items():
             best = self.summary.properties[prop].best
-            figure, titles = figures.heatmap(prop, curves, layers, self.summary)
+            figure, titles = heatmaps.heatmap(prop, curves, layers, self.summary)
             self.write(
                 "properties",
                 f"{prop}-heatmap",
                 figure,
-                f"Heatmap of {prop} scores, step by layer; best at step {best.step}, {best.layer}.",
+                heatmaps.heatmap_text(prop, self.summary),
                 titles,
-                caption=figures.heatmap_caption(prop, curves, layers, self.summary),
+                caption=heatmaps.heatmap_caption(prop, curves, layers, self.summary),
             )
             self.write(
                 "properties",
                 f"{prop}-curves",
                 figures.curves_figure(prop, self.analysis),
-                f"{prop} scores over steps for probes, image labelers and controls.",
+                f"{prop} scores over steps for probes{', image labelers' * curves.labeled} and "
+                "controls.",
                 caption=figures.curves_caption(prop, curves, best.metric),
             )
             if curves.other_cells or curves.partial_cells is not None:
-                text, caption = figures.other_heatmaps_text(prop, curves)
+                text, caption = heatmaps.other_heatmaps_text(prop, curves)
                 self.write(
                     "heatmaps",
                     f"{prop}-others",
-                    figures.other_heatmaps(curves, layers),
+                    heatmaps.other_heatmaps(curves, layers),
                     text,
                     caption=caption,
                 )
@@ -224,7 +229,7 @@ class _ReportFigures(FigureWriter):
         """Draw each property's transfer matrix and learning curves."""
         for prop, result in self.summary.properties.items():
             if result.analyses is not None:
-                limits = figures.color_range(self.analysis.curves[prop])
+                limits = heatmaps.color_range(self.analysis.curves[prop])
                 sizes = ", and over numbers of training images" if result.analyses.learning else ""
                 self.write(
                     "generalization",
@@ -333,16 +338,12 @@ def _page(run: Run, summary: Summary, figure_records: dict[str, Any]) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.globals.update(
-        number=number,
-        step=step,
-        lead=lead,
-        effects=effect_rows,
-        intervention_title=intervention_title,
-        control_title=control_title,
-        short_layer=short_layer,
+        number=number, step=step, lead=lead, effects=effect_rows, short_layer=short_layer,
+        intervention_title=intervention_title, control_title=control_title, counted=counted,
         partial_input_lines=partial_input_lines,
-    )
+    )  # fmt: skip
     study, columns = run.study, control_columns(summary)
+    made = labelers_of(study)
     analyses = [part.analyses for part in summary.properties.values() if part.analyses]
     content = yaml.safe_dump(
         json.loads(study.to_json()), sort_keys=False, allow_unicode=True, width=100
@@ -357,10 +358,14 @@ def _page(run: Run, summary: Summary, figure_records: dict[str, Any]) -> str:
         contents=_contents(study, summary, figure_records),
         viewed=figure_records["viewed"],
         columns=columns,
+        made=[prop for prop in summary.properties if prop in made],
+        named_controls=named_controls(summary),
         differences=difference_sentences(summary, study.capture.keep),
         largest_p=LARGEST_P,
         partial_columns=[n for n in columns if n != "position" and n not in PROBE_KINDS],
-        intervals=summary.samples["test_groups"] >= MINIMUM_CLUSTERS,
+        few_categories=few_categories_sentence(summary),
+        fewest_clusters=fewest_clusters(study.bootstrap.level),
+        intervals=summary.samples["test_groups"] >= fewest_clusters(study.bootstrap.level),
         partial_rows={name: part for name, part in summary.properties.items() if part.best.partial},
         learning=any(one.learning for one in analyses),
         categories=any(one.holdout for one in analyses),

@@ -8,14 +8,10 @@ from itertools import cycle
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
-from ldmprobe_core.analysis.controls.wording import control_title
+from ldmprobe_core.analysis.controls.wording import control_title, metric_title
 from ldmprobe_core.analysis.curves import Curves
-from ldmprobe_core.analysis.records import Summary
 from ldmprobe_core.analysis.report.image_grid import colored, draw_image_grid, image_grid
 from ldmprobe_core.analysis.report.style import (
     CLEAN_COLOR,
@@ -26,9 +22,7 @@ from ldmprobe_core.analysis.report.style import (
     POSITION_LINE,
     PROBE_COLOR,
     PROBE_LINE,
-    SCORE_COLORMAP,
 )
-from ldmprobe_core.analysis.report.text import metric_title
 from ldmprobe_core.analysis.run_analysis import RunAnalysis
 from ldmprobe_core.analysis.stored_probes import SampleMaps
 from ldmprobe_core.pipeline.groups import STEP_IMAGES, samples_in
@@ -53,150 +47,21 @@ def step_image_rows(run: Run, samples: list[int]) -> list[int]:
     return [int(row) for row in np.searchsorted(samples_in(run, STEP_IMAGES), samples)]
 
 
-def color_range(curves: Curves) -> tuple[float, float]:
-    """Return the lowest and highest score of probes and controls over all layers and steps.
-
-    Partial scores are of another metric, and begin near 0.
-    """
-    values = np.concatenate([curves.cells, *curves.other_cells.values()]).ravel()
-    values = values[np.isfinite(values)]
-    return (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
-
-
-def heatmap(
-    prop: str, curves: Curves, layers: list[str], summary: Summary
-) -> tuple[Figure, dict[str, str]]:
-    """Draw a heatmap of mean scores, step by layer, with a frame around the best cell.
-
-    The colour bar names position alone, and the ceilings of the layers' token grids.
-
-    Returns:
-        the figure, and the text that describes each cell, by the name of its element.
-    """
-    result = summary.properties[prop]
-    best, steps = result.best, curves.cells.shape[0]
-    figure = Figure(figsize=(2.0 + 0.3 * steps, 1.1 + 0.26 * len(layers)))
-    axes = figure.subplots()
-    scale = ScalarMappable(Normalize(*color_range(curves)), SCORE_COLORMAP)
-    titles = {}
-    for (step, layer), value in np.ndenumerate(curves.cells):
-        if np.isfinite(value):
-            cell = Rectangle(
-                (step + 0.5, layer - 0.5), 1, 1, linewidth=0, color=scale.to_rgba(value)
-            )
-            cell.set_gid(name := f"cell-{step + 1}-{layer}")
-            axes.add_patch(cell)
-            titles[name] = f"step {step + 1}, {layers[layer]}: {value:.3f}"
-    axes.set_xlim(0.5, steps + 0.5)
-    axes.set_ylim(len(layers) - 0.5, -0.5)
-    axes.set_xticks(range(1, steps + 1))
-    axes.set_yticks(range(len(layers)), [short_layer(name) for name in layers], fontsize=8)
-    axes.set_xlabel("step")
-    axes.set_title(f"{prop}, {curves.kind} probes", fontsize=10)
-    bar = figure.colorbar(scale, ax=axes, pad=0.02, label=metric_title(best.metric))
-    _name_bounds(bar.ax, curves, [v for v in result.ceilings.values() if v is not None])
-    corner = best.step - 0.5, layers.index(best.layer) - 0.5
-    axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="white", linewidth=2.5))
-    return figure, titles
-
-
-def _name_bounds(bar: Axes, curves: Curves, ceilings: list[float]) -> None:
-    """Mark the position baseline's score on a colour bar, and write this score above the bar.
-
-    The text above the bar also gives the range of the score ceilings.
-    """
-    low, high = color_range(curves)
-    lines = []
-    if ceilings:
-        ends = sorted({f"{min(ceilings):.2f}", f"{max(ceilings):.2f}"})
-        lines.append(f"ceiling {' to '.join(ends)}")
-    if np.isfinite(curves.position).any():
-        position = float(np.nanmean(curves.position))
-        lines.append(f"position {position:.2f}")
-        if low < position < high:
-            bar.axhline(position, color="white", linewidth=2.5)
-    bar.set_title("\n".join(lines), fontsize=7, loc="left")
-
-
-def other_heatmaps(curves: Curves, layers: list[str]) -> Figure:
-    """Draw heatmaps of the controls, in the colour scale of `heatmap`, and of partial scores."""
-    steps, shown = len(curves.cells), dict(curves.other_cells)
-    if curves.partial_cells is not None:
-        shown["partial score"] = curves.partial_cells
-    figure = Figure(figsize=(1.4 + 2.9 * len(shown), 0.9 + 0.2 * len(layers)))
-    panels = figure.subplots(
-        1, len(shown), squeeze=False, sharey=True, gridspec_kw={"wspace": 0.35}
-    )[0]  # fmt: skip
-    for panel, (name, cells) in zip(panels, shown.items(), strict=True):
-        low, high = color_range(curves) if name in curves.other_cells else (None, None)
-        image = panel.imshow(
-            cells.T, cmap=SCORE_COLORMAP, vmin=low, vmax=high, aspect="auto",
-            extent=(0.5, steps + 0.5, len(layers) - 0.5, -0.5), interpolation="nearest",
-        )  # fmt: skip
-        panel.set_title(control_title(name), fontsize=8)
-        panel.set_xlabel("step", fontsize=8)
-        panel.set_xticks(step_ticks(steps))
-        panel.tick_params(labelsize=7)
-        figure.colorbar(image, ax=panel, pad=0.02, fraction=0.05).ax.tick_params(labelsize=7)
-    panels[0].set_yticks(range(len(layers)), [short_layer(name) for name in layers], fontsize=7)
-    return figure
-
-
-def other_heatmaps_text(prop: str, curves: Curves) -> tuple[str, str]:
-    """Describe the figure of `other_heatmaps`: what it shows, and how to read its controls."""
-    shown, reading = [], ""
-    if curves.other_cells:
-        shown.append("controls in the colour scale of the heatmap above")
-        reading = " A control that is as bright as the probe would explain its score."
-    if curves.partial_cells is not None:
-        scale = "another" if shown else "their own colour scale"
-        shown.append(f"partial scores of probes (position regressed out) in {scale}")
-    return f"The same cells of {prop}: {', and '.join(shown)}.", reading
-
-
-def step_ticks(steps: int) -> list[int]:
-    """Return the numbers of the steps to label on the axis of a small plot.
-
-    All steps are labelled if there are at most 8, otherwise step 1 and multiples of 5.
-    """
-    return [step for step in range(1, steps + 1) if steps <= 8 or step == 1 or step % 5 == 0]
-
-
-def heatmap_caption(prop: str, curves: Curves, layers: list[str], summary: Summary) -> str:
-    """Write a heatmap's caption, including the ranges of scores over layers and over steps."""
-    best = summary.properties[prop].best
-    text = (
-        f"Where {prop} can be read: mean {metric_title(best.metric)} of the {curves.kind} probe of "
-        f"each step and layer on test samples. The frame marks the best cell, step {best.step} of "
-        f"{short_layer(best.layer)}, chosen on validation samples. Above the colour bar: position "
-        "alone, also a line in the bar where it lies in its range, and the ceiling, the best that "
-        "one value a token can reach on the layers' token grids."
-    )
-    cells = np.where(np.isfinite(curves.cells), curves.cells, np.nan)
-    over_layers, over_steps = cells[best.step - 1], cells[:, layers.index(best.layer)]
-    if not (np.isfinite(over_layers).sum() > 1 and np.isfinite(over_steps).sum() > 1):
-        return text
-    among, along = (float(np.nanmax(v) - np.nanmin(v)) for v in (over_layers, over_steps))
-    return (
-        f"{text} At that step the means of layers differ by up to {among:.2f}, in that layer those "
-        f"of steps by up to {along:.2f}."
-    )
-
-
 def curves_caption(prop: str, curves: Curves, metric: str) -> str:
     """Write a curve figure's caption, with the steps at which the labelers pass the probes."""
+    labeler = ", of the labeler on the step images, and" if curves.labeled else " and"
     text = (
-        f"How early {prop} can be read: {metric_title(metric)} of one layer's probes, of the "
-        "labeler on the step images, and of the controls, over the steps."
+        f"How early {prop} can be read: {metric_title(metric)} of one layer's probes{labeler} of "
+        "the controls, over the steps."
     )
     steps, samples = curves.decoded_steps, curves.decoded
     probe = curves.probe[steps - 1][:, samples].mean(1)
     for source, title in (("trajectory", "decoded latents"), ("clean", "predicted clean image")):
-        labeler = curves.sources[source][steps - 1][:, samples].mean(1)
+        scores = curves.sources[source][steps - 1][:, samples].mean(1)
         # Skip a labeler that does not exist or has undefined scores.
-        if not np.isfinite(labeler - probe).all():
+        if not np.isfinite(scores - probe).all():
             continue
-        if passes := _passes(labeler > probe, steps, len(curves.probe)):
+        if passes := _passes(scores > probe, steps, len(curves.probe)):
             text += f" On the {title}, the labeler's mean {passes}."
     return text
 
@@ -243,8 +108,9 @@ def curves_figure(prop: str, analysis: RunAnalysis) -> Figure:
         axes.fill_between(steps, low, high, color=color, alpha=0.18, linewidth=0)
 
     line(curves.probe, f"probe, {short_layer(curves.layer.name)}", PROBE_COLOR, PROBE_LINE)
-    line(curves.sources["trajectory"], _LABELS["trajectory"], DECODED_COLOR, DECODED_LINE)
-    line(curves.sources["clean"], _LABELS["clean"], CLEAN_COLOR, CLEAN_LINE)
+    if curves.labeled:
+        line(curves.sources["trajectory"], _LABELS["trajectory"], DECODED_COLOR, DECODED_LINE)
+        line(curves.sources["clean"], _LABELS["clean"], CLEAN_COLOR, CLEAN_LINE)
     for (name, values), color in zip(curves.conditions.items(), cycle(OTHER_COLORS), strict=False):
         line(values, control_title(name), color, ":")
     if LATENTS in curves.inputs:

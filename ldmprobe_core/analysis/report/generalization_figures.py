@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
+from ldmprobe_core.analysis.controls.wording import metric_title
 from ldmprobe_core.analysis.generalization.records import AnalysesRecord
 from ldmprobe_core.analysis.records import Summary
 from ldmprobe_core.analysis.report.style import DECODED_COLOR, PROBE_COLOR, SCORE_COLORMAP
-from ldmprobe_core.analysis.report.text import metric_title, number
+from ldmprobe_core.analysis.report.text import number
 
 _COLORS = (DECODED_COLOR, PROBE_COLOR)
 """Colours of the learning curves at the onset step and the last step."""
@@ -75,6 +76,7 @@ def generalization_rows(summary: Summary) -> list[dict[str, str]]:
         for step in sorted(holdout.keys() | lengths.keys()):
             fold, length = holdout.get(step), lengths.get(step)
             ratio = length.compression if length else None
+            saved = number(length.saved) if length else "–"
             rows.append(
                 {
                     "property": prop,
@@ -82,7 +84,7 @@ def generalization_rows(summary: Summary) -> list[dict[str, str]]:
                     "unseen categories": number(fold.unseen) if fold else "–",
                     "minus all categories": number(fold.difference) if fold else "–",
                     "minus as many images": number(fold.matched_difference) if fold else "–",
-                    "bits saved per token": number(length.saved) if length else "–",
+                    "bits saved per token (masks: per pixel)": saved,
                     "compression": "–" if ratio is None else f"{ratio:.2f}",
                 }
             )

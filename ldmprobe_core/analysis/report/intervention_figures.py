@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+from ldmprobe_core.analysis.controls.wording import metric_title
 from ldmprobe_core.analysis.report.image_grid import colored, image_grid
 from ldmprobe_core.analysis.report.intervention_text import (
     agreement_title,
@@ -29,7 +30,6 @@ from ldmprobe_core.analysis.report.style import (
     PROBE_COLOR,
     SCORE_COLORMAP,
 )
-from ldmprobe_core.analysis.report.text import metric_title
 from ldmprobe_core.interventions.null_directions import NULLS
 from ldmprobe_core.interventions.results import (
     INTERVENTIONS_GROUP,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from ldmprobe_core.analysis.report.text import metric_title, number
+from ldmprobe_core.analysis.controls.wording import metric_title
+from ldmprobe_core.analysis.report.text import number
+from ldmprobe_core.errors import counted
 from ldmprobe_core.interventions.measures.scores import OWN_LABEL
 from ldmprobe_core.interventions.null_directions import NULLS
 from ldmprobe_core.interventions.results import EffectRecord, InterventionSummary, SiteRecord
 from ldmprobe_core.interventions.spec import DONOR, EDITED, ERASURES, PROBE_EDITS
-from ldmprobe_core.probing.inference.bootstrap import MINIMUM_CLUSTERS, Interval
+from ldmprobe_core.probing.inference.bootstrap import Interval
 from ldmprobe_core.study.layers import LATENTS, short_layer
 
-_NO_INTERVAL = f"no intervals, as fewer than {MINIMUM_CLUSTERS} distinct prompts have a score"
+_NO_INTERVAL = "no intervals, as too few distinct prompts have a score"
 
 
 def intervention_title(summary: InterventionSummary) -> str:
@@ -26,13 +28,13 @@ def intervention_title(summary: InterventionSummary) -> str:
     how = "" if spec.method == DONOR else f", {summary.kind} probes"
     if spec.method in ERASURES:
         how = ""
-    pairs = f"{summary.pairs} pairs of sample and target"
+    pairs = f"{counted(summary.pairs, 'pair')} of sample and target"
     if not has_targets(summary):
-        pairs = f"{summary.pairs} samples"
+        pairs = counted(summary.pairs, "sample")
     if summary.unedited.low is None:
         pairs += f", {_NO_INTERVAL}"
     text = f"{spec.prop}, {spec.method}{how}: {where}; {pairs}"
-    return f"{text}; {summary.undefined} scores undefined" if summary.undefined else text
+    return f"{text}; {counted(summary.undefined, 'score')} undefined" if summary.undefined else text
 
 
 def has_targets(summary: InterventionSummary) -> bool:
@@ -76,7 +78,7 @@ def effect_rows(summary: InterventionSummary) -> list[dict[str, str]]:
         for condition, effect in site.effects.items():
             title = _condition_title(condition)
             if condition == "permuted" and effect.directions is not None:
-                title += f" ({effect.directions} permutation{'s' * (effect.directions > 1)})"
+                title += f" ({counted(effect.directions, 'permutation')})"
             row = {"image": title, metric: number(effect.mean)}
             if several:
                 row = {"dose": "–" if site.dose is None else f"{site.dose:g}", **row}
@@ -148,26 +150,28 @@ def map_sentence(summary: InterventionSummary) -> str:
     without = len(rows) - len(cells)
     if not cells:
         return (
-            f"Whether the {edit} has an effect is not determined in any of {len(rows)} cells: "
-            f"{_NO_INTERVAL}."
+            f"Whether the {edit} has an effect is not determined in any of "
+            f"{counted(len(rows), 'cell')}: {_NO_INTERVAL}."
         )
     clear = [site for site in cells if clear_of_zero(site.used)]
     used = [site for site in clear if sign * (site.used.mean or 0.0) > 0]
     opposite = len(clear) - len(used)
     raises, lowers = ("raises", "lowers") if sign > 0 else ("lowers", "raises")
     text = (
-        f"In {len(used)} of {len(cells)} cells the {edit} {raises} the "
+        f"In {len(used)} of {counted(len(cells), 'cell')} the {edit} {raises} the "
         f"{agreement_title(summary)} {'above' if sign > 0 else 'below'} that of {against}, with an "
         f"interval clear of zero, and in {opposite} it {lowers} it (intervals are not corrected "
         "for the number of cells)"
     )
     if without:
-        text += f"; not determined in {without} of {len(rows)} cells ({_NO_INTERVAL})"
+        text += f"; not determined in {without} of {counted(len(rows), 'cell')} ({_NO_INTERVAL})"
     if not used:
         return text + "."
     best = max(used, key=lambda site: sign * (site.used.mean or 0.0))
     read = max(cells, key=lambda site: _mean(site.decodable))
-    text += f"; most in {site_layer(best)}, steps {best.first} to {best.last}: {number(best.used)}"
+    # A cell that is not clear of zero may have a larger mean.
+    where = f"{site_layer(best)}, steps {best.first} to {best.last}"
+    text += f"; of the cells clear of zero, most in {where}: {number(best.used)}"
     if best.decodable is not None:
         text += f", where probes have a score of {number(best.decodable)}"
     text += "."
@@ -197,7 +201,8 @@ def readings_sentence(summary: InterventionSummary) -> str | None:
         layer for layer in layers[layers.index(erased[0]) if erased else 0 :] if layer not in erased
     ]
     parts = []
-    for title, group in (("the erased layers", erased), ("later layers", later)):
+    first = "the erased layers" if len(erased) > 1 else "the erased layer"
+    for title, group in ((first, erased), ("later layers", later)):
         candidates = [reading for reading in readings if reading.layer in group]
         if candidates:
             best = max(candidates, key=lambda reading: _mean(reading.score))

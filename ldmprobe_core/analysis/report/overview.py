@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ldmprobe_core.analysis.controls.wording import metric_title
 from ldmprobe_core.analysis.facts import limits_of, property_facts
 from ldmprobe_core.analysis.records import PropertyRecord
-from ldmprobe_core.analysis.report.figures import step_ticks
 from ldmprobe_core.analysis.report.image_grid import image_grid
 from ldmprobe_core.analysis.report.style import (
     CLEAN_COLOR,
@@ -21,8 +21,9 @@ from ldmprobe_core.analysis.report.style import (
     POSITION_LINE,
     PROBE_COLOR,
     PROBE_LINE,
+    step_ticks,
 )
-from ldmprobe_core.analysis.report.text import metric_title, property_title
+from ldmprobe_core.analysis.report.text import property_title
 from ldmprobe_core.analysis.run_analysis import RunAnalysis
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap
 from ldmprobe_core.study.layers import short_layer
@@ -68,8 +69,8 @@ def _curve_note(result: PropertyRecord) -> str:
     if curve == best:
         return ""
     return (
-        f" The probes' curve is of {curve}, which is chosen over all steps; the best cell is in "
-        f"{best}."
+        f" The probes' curve is of {curve}, which validation chooses over all steps; the chosen "
+        f"cell is in {best}."
     )
 
 
@@ -96,8 +97,9 @@ def overview_curves(prop: str, analysis: RunAnalysis) -> Figure:
         panel.axhline(
             position, color="0.35", linestyle=POSITION_LINE, linewidth=1, label="position alone"
         )
-    _line(panel, decoded, bootstrap, DECODED_COLOR, DECODED_LINE, "labeler, decoded latents")
-    _line(panel, clean, bootstrap, CLEAN_COLOR, CLEAN_LINE, "labeler, predicted clean image")
+    if curves.labeled:
+        _line(panel, decoded, bootstrap, DECODED_COLOR, DECODED_LINE, "labeler, decoded latents")
+        _line(panel, clean, bootstrap, CLEAN_COLOR, CLEAN_LINE, "labeler, predicted clean image")
     panel.set_xlabel("step", fontsize=9)
     panel.set_ylabel(metric_title(result.best.metric), fontsize=9)
     panel.set_xlim(0.5, len(curves.probe) + 0.5)
@@ -124,7 +126,7 @@ def overview_images(prop: str, rows: dict[str, list[np.ndarray]], steps: list[in
         [rows[name][i] for i in columns]
         for name in ("decoded latents", f"probe {prop}", f"labeler {prop}")
     ]
-    titles = [*(f"step {step}" for step in drawn), "final"]
+    titles = [*(f"step {step}" for step in drawn), "final, label"]
     return image_grid(shown, 0.58, titles, ["image", "probe", "labeler"], fontsize=8.5)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from ldmprobe_core.study.layers import VAE
 from ldmprobe_core.study.schema import Study
 
 
@@ -42,13 +43,25 @@ STEPS = (
 
 
 _LABELERS = {"foreground": "tracer", "depth": "midas", "shading": "intrinsic"}
+_DEPTH_WEIGHTS = "dpt-large"
+"""Name of the published network for depth, which the labeler ``midas`` takes by default."""
 _STEPS = 15
+_THRESHOLD = 1 / 255
+"""Saliency above which a pixel is foreground in the published masks, ``uint8(255 * s) > 0``."""
 
 
 def applies(study: Study) -> bool:
-    """Return whether a study probes Stable Diffusion 1.4 in 15 steps, as the published ones do."""
-    name = study.model.source.rstrip("/").rpartition("/")[2]
-    return name == "stable-diffusion-v1-4" and study.sampling.steps == _STEPS
+    """Return whether a study probes Stable Diffusion 1.4 in 15 steps, as the published ones do.
+
+    The published probes are of images that the model makes, and of layers of its denoiser.
+    """
+    in_vae = any(name == "vae" or name.startswith(VAE) for name in study.capture.layers)
+    return (
+        _last_part(study.model.source) == "stable-diffusion-v1-4"
+        and study.sampling.steps == _STEPS
+        and study.images is None
+        and not in_vae
+    )
 
 
 def score_of(study: Study, prop: str) -> Published | None:
@@ -57,5 +70,15 @@ def score_of(study: Study, prop: str) -> Published | None:
     Scores of probes of other labels, such as another network's depth, are not comparable.
     """
     labeler = study.labels.labeler(prop)
-    same = labeler is not None and labeler.name == _LABELERS.get(prop)
-    return SCORES[prop] if same else None
+    if labeler is None or labeler.name != _LABELERS.get(prop):
+        return None
+    if prop == "foreground" and study.labels.threshold > _THRESHOLD:
+        return None
+    if prop == "depth" and _last_part(labeler.weights or _DEPTH_WEIGHTS) != _DEPTH_WEIGHTS:
+        return None
+    return SCORES[prop]
+
+
+def _last_part(source: str) -> str:
+    """Return the last part of a path or hub id."""
+    return source.rstrip("/").rpartition("/")[2]

@@ -21,8 +21,8 @@ from matplotlib import colormaps
 from matplotlib.colors import Normalize
 from PIL import Image
 
+from ldmprobe_core.analysis.controls.wording import metric_title
 from ldmprobe_core.analysis.records import Summary
-from ldmprobe_core.analysis.report.text import metric_title
 from ldmprobe_core.analysis.stored_probes import SampleMaps
 from ldmprobe_core.pipeline.groups import STEP_IMAGES, samples_in
 from ldmprobe_core.probing.block_scores import block_means

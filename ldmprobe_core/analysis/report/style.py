@@ -108,3 +108,11 @@ def _style() -> str:
         "[id^='cell-'] { shape-rendering: crispEdges }\n"
         f"@media screen and (prefers-color-scheme: dark) {{\n{content}\n}}\n</style>\n "
     )
+
+
+def step_ticks(steps: int) -> list[int]:
+    """Return the numbers of the steps to label on the axis of a small plot.
+
+    All steps are labelled if there are at most 8, otherwise step 1 and multiples of 5.
+    """
+    return [step for step in range(1, steps + 1) if steps <= 8 or step == 1 or step % 5 == 0]

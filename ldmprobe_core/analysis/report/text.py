@@ -13,28 +13,14 @@ from ldmprobe_core.analysis.controls.wording import (
     empty_masks_sentence,
     fixed_cut_sentence,
     input_sentence,
+    metric_title,
 )
-from ldmprobe_core.analysis.records import (
-    CurveRecord,
-    LeadsRecord,
-    PropertyRecord,
-    Summary,
-)
-from ldmprobe_core.probing.inference.bootstrap import MINIMUM_CLUSTERS, Interval
+from ldmprobe_core.analysis.records import CurveRecord, LeadsRecord, PropertyRecord, Summary
+from ldmprobe_core.errors import counted, verb
+from ldmprobe_core.probing.inference.bootstrap import Interval
 from ldmprobe_core.probing.inference.emergence import Crossing, Lead
 from ldmprobe_core.study.layers import short_layer
 from ldmprobe_core.study.properties import PROPERTIES, property_of
-
-_METRIC_TITLES = {
-    "spearman": "rank correlation",
-    "spearman_partial": "partial rank correlation",
-    "dice": "Dice",
-}
-
-
-def metric_title(name: str) -> str:
-    """Return a metric's title for sentences and axes."""
-    return _METRIC_TITLES.get(name, name)
 
 
 def number(interval: Interval | None) -> str:
@@ -149,10 +135,14 @@ def unmeasured_clause(result: PropertyRecord, samples: int) -> str:
     """
     undefined = result.undefined
     if undefined.truth_empty == samples:
-        return f"all {samples} label masks of the test images are empty, so nothing is measured"
+        masks = f"all {samples} label masks of the test images are"
+        if samples == 1:
+            masks = "the label mask of the only test image is"
+        return f"{masks} empty, so nothing is measured"
     if undefined.constant is not None:
+        images = "only test image" if samples == 1 else f"{samples} test images"
         return (
-            f"all labels of the {samples} test images have the same value "
+            f"all labels of the {images} have the same value "
             f"({undefined.constant:g}), so nothing is measured"
         )
     if result.best.score.mean is None:
@@ -181,7 +171,8 @@ def warning_lines(summary: Summary, keep: str) -> list[str]:
     lines = [_nonfinite_line(summary, keep)]
     for name, result in summary.properties.items():
         if result.undefined.constant is not None:
-            continue  # its sentence says that nothing is measured
+            lines.append(f"{name}: {unmeasured_clause(result, summary.samples['test'])}.")
+            continue
         undefined, parts = result.undefined, _fewer_images(result.leads)
         if undefined.unchosen:
             parts.append(
@@ -190,16 +181,18 @@ def warning_lines(summary: Summary, keep: str) -> list[str]:
             )
         if undefined.any:
             parts.append(
-                f"{undefined.best} of {summary.samples['test']} test scores of the best cell are "
-                f"undefined and excluded from its mean ({undefined.any} over all cells)"
+                f"{undefined.best} of {counted(summary.samples['test'], 'test score')} of the best "
+                f"cell {verb(undefined.best)} undefined and excluded from its "
+                f"mean ({undefined.any} over all cells)"
             )
         if undefined.truth_empty and property_of(name).is_mask:
-            parts.append(
-                f"{undefined.truth_empty} label masks are empty, {undefined.both_empty} of them "
-                "predicted empty too and scored 1"
-            )
+            many, both = undefined.truth_empty > 1, undefined.both_empty
+            masks = f"{undefined.truth_empty} label masks are" if many else "1 label mask is"
+            how = f"{both} of them " if many else "" if both else "not "
+            scored = " and scored 1" if many or both else ""
+            parts.append(f"{masks} empty, {how}predicted empty too{scored}")
         parts += [
-            f"{control} control: {record.undefined} scores undefined"
+            f"{control} control: {counted(record.undefined, 'score')} undefined"
             for control, record in result.controls.by_name().items()
             if record.undefined
         ]
@@ -242,11 +235,11 @@ def _nonfinite_line(summary: Summary, keep: str) -> str:
     cells = [
         f"step {cell.step} of {short_layer(cell.layer)}"
         f"{' (untrained)' if cell.network == 'permuted' else ''}: {cell.share * 100:.2g}% of its "
-        f"values, {cell.samples} {left_out}{'s' * (cell.samples != 1)} left out"
+        f"values, {counted(cell.samples, left_out)} left out"
         for cell in summary.nonfinite_cells[:_NAMED_CELLS]
     ]
     more = len(summary.nonfinite_cells) - len(cells)
-    cells += [f"and {more} more cells (summary.json)"] if more else []
+    cells += [f"and {counted(more, 'more cell')} (summary.json)"] if more else []
     return f"{text}{': ' if cells else ''}{'; '.join(cells)}."
 
 
@@ -277,7 +270,7 @@ def recognition_sentence(classes: ClassesRecord) -> str:
     target = "prompt's class" if classes.by_prompt else "final image's top class"
     text = (
         f"the {target} leads in the decoded latents of the last step in "
-        f"{classes.recognized * 100:.1f}% of {classes.samples} image{'s' * (classes.samples != 1)} "
+        f"{classes.recognized * 100:.1f}% of {counted(classes.samples, 'image')} "
         "whose steps were decoded"
     )
     if decoded.mean is not None:
@@ -324,6 +317,8 @@ def _onset_sentence(result: PropertyRecord) -> str:
     sentence = f" Probes of {chosen} keep half of their gain {_from(probe)}"
     if probe.determined and probe.step is not None:
         sentence += f" (by then in {probe.distribution[probe.step - 1]:.0%} of the resamples)"
+    if result.emergence.decoded.undefined_because == "no_labeler":
+        return f"{sentence}.{input_sentence(result)}"
     if not decoded.distribution:
         return (
             f"{sentence}; the onset of the labeler on the step's decoded latents is undefined"
@@ -367,8 +362,8 @@ def _undefined_reason(curve: CurveRecord, whose: str = "") -> str:
         return f", as the score{whose} at the last step is not clearly above that of position alone"
     if curve.undefined_because == "too_few_prompts":
         return (
-            f", as fewer than {MINIMUM_CLUSTERS} test prompts have a score{whose}, and one of "
-            "position alone, at every step"
+            f", as too few test prompts have a score{whose}, and one of position alone, at every "
+            "step"
         )
     return ""
 

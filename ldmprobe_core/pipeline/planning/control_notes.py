@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import ceil
 
+from ldmprobe_core.errors import counted, verb
 from ldmprobe_core.probing.fitters.adam import ADAM_BATCH, ADAM_EPOCHS
 from ldmprobe_core.study.batching import different_shuffles
 from ldmprobe_core.study.probe_kinds import ADAM, MLP, probe_kind
@@ -50,14 +51,15 @@ def few_training_notes(study: Study, samples: list[Sample]) -> list[str]:
     if study.controls.shuffled_labels and different < study.controls.permutations:
         notes.append(
             f"controls.permutations is {study.controls.permutations}, but labels of {training} "
-            f"training images have {different} different permutations, so there is no permutation "
-            "p value; more training images give one"
+            f"training images have {counted(different, 'different permutation')}, so there is no "
+            "permutation p value; more training images give one"
         )
     updates = ADAM_EPOCHS * ceil(training / ADAM_BATCH)
     kinds = [kind for kind in study.kinds if kind in (ADAM.name, MLP.name)]
     if kinds and updates < _PAPER_UPDATES / 2:
         notes.append(
-            f"{training} training images give probes of kind {' and '.join(kinds)} {updates:,} "
+            f"{counted(training, 'training image')} {verb(training, 'gives', 'give')} probes of "
+            f"kind {' and '.join(kinds)} {updates:,} "
             f"updates (the paper's {_PAPER_UPDATES:,}), so they may score low for want of updates; "
             "more training images give more"
         )

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from ldmprobe_core.errors import UserError
+from ldmprobe_core.errors import UserError, counted
 from ldmprobe_core.labelers.registry import EXACT_MAPS, check_labeler, labelers_of, require_known
 from ldmprobe_core.models.architectures.settings import check_settings
 from ldmprobe_core.models.devices import check_device
@@ -173,11 +173,6 @@ class StudyPlan:
         """
         if self.missing:
             raise UserError(self.missing[0])
-
-
-def counted(number: int, noun: str) -> str:
-    """Return a number with its noun, such as ``1 step`` or ``2 batches``."""
-    return f"{number} {noun}{('es' if noun.endswith('ch') else 's') * (number != 1)}"
 
 
 _in_use: ContextVar[StudyPlan | None] = ContextVar("ldmprobe_plan", default=None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 
-from ldmprobe_core.errors import UserError
+from ldmprobe_core.errors import UserError, verb
 from ldmprobe_core.models.files.tokenization import PromptTokenizer, PromptTokens, TokenIds
 from ldmprobe_core.study.readers.model_record import ModelRecord
 from ldmprobe_core.study.samples import Sample
@@ -94,7 +94,8 @@ def _cut_notes(tokens: dict[str, PromptTokens], lengths: dict[str, int]) -> tupl
         named = "; ".join(f"{p!r:.60} loses {cut!r:.60}" for p, cut in by_prompt[:_MAX_NAMED])
         more = f"; and {len(by_prompt) - _MAX_NAMED} more" if len(by_prompt) > _MAX_NAMED else ""
         notes.append(
-            f"{len(by_prompt)} of {len(tokens)} prompts are longer than {reader}: {named}{more}"
+            f"{len(by_prompt)} of {len(tokens)} prompts {verb(len(by_prompt))} longer than "
+            f"{reader}: {named}{more}"
         )
     return tuple(notes)
 
@@ -149,7 +150,8 @@ def invisible_notes(samples: Sequence[Sample]) -> tuple[str, ...]:
         return ()
     prompt, character = next(iter(invisible.items()))
     return (
-        f"{len(invisible)} of {len(prompts)} prompts have invisible characters, which the model "
+        f"{len(invisible)} of {len(prompts)} prompts {verb(len(invisible), 'has', 'have')} "
+        "invisible characters, which the model "
         f"may read as parts of words: U+{ord(character):04X} in {prompt!a:.60}",
     )
 
@@ -173,7 +175,8 @@ def unknown_word_notes(samples: Sequence[Sample], record: ModelRecord) -> tuple[
     named = ", ".join(map(repr, words[:_MAX_WORDS]))
     more = f" and {len(words) - _MAX_WORDS} more" if len(words) > _MAX_WORDS else ""
     return (
-        f"{len(affected)} of {len(prompts)} prompts have words or symbols that the model was not "
+        f"{len(affected)} of {len(prompts)} prompts {verb(len(affected), 'has', 'have')} words or "
+        "symbols that the model was not "
         f"trained on, so that their images may not show them: {named}{more}",
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -13,11 +14,14 @@ from ldmprobe_core.study.probe_sections import BootstrapSettings
 from ldmprobe_core.study.samples import Sample
 
 MINIMUM_CLUSTERS = 5
-"""Smallest number of clusters for which an interval is given.
+"""Smallest number of clusters for which an interval of any level is given.
 
 The spread between clusters cannot be estimated from fewer, and the bootstrap of so few is too
 narrow.
 """
+
+MOST_RESAMPLES = 100_000
+"""Largest number of resamples that are drawn because clusters are few."""
 
 
 class Interval(BaseModel):
@@ -26,7 +30,7 @@ class Interval(BaseModel):
     Attributes:
         mean: None if the score of every sample is undefined.
         low, high: ends of the interval; None too if the samples with a defined score form fewer
-            than `MINIMUM_CLUSTERS` clusters.
+            than `fewest_clusters` clusters.
     """
 
     mean: float | None
@@ -54,17 +58,21 @@ class Bootstrap:
 
     Args:
         prompts: prompt of each sample, or another group of dependent samples, (sample,).
-        resamples: number of resamples of the clusters, drawn with replacement.
+        resamples: number of resamples of the clusters, drawn with replacement.  For the ends of
+            intervals of few clusters more are drawn, so that one is expected beyond each end.
         level: confidence level of the intervals, such as 0.95.
         seed: seed of the random draws.
-        categories: category of each sample, (sample,).  None, or fewer than `MINIMUM_CLUSTERS`
-            distinct categories, resamples by prompt only.
+        categories: category of each sample, (sample,).  None, or fewer distinct categories than
+            `fewest_clusters`, resamples by prompt only.
 
     Attributes:
         clusterings: index of each sample's cluster, (sample,), for every way of clustering.
         counts: number of times that each resample contains a sample, (resample, sample) float64,
             in the same order.
         groups: number of distinct prompts.
+        fewest: smallest number of clusters that have an interval.
+        few_categories: number of distinct categories that are too few to be resampled; None if they
+            are resampled or not known.
     """
 
     def __init__(
@@ -76,13 +84,24 @@ class Bootstrap:
         categories: np.ndarray | None = None,
     ) -> None:
         rng = np.random.default_rng(seed)
-        self.level, self.seed = level, seed
+        self.level, self.seed, self.fewest = level, seed, fewest_clusters(level)
         self.clusterings = [np.unique(prompts, return_inverse=True)[1]]
-        if categories is not None and len(np.unique(categories)) >= MINIMUM_CLUSTERS:
-            self.clusterings.append(np.unique(categories, return_inverse=True)[1])
+        self.few_categories = None
+        if categories is not None:
+            names, member = np.unique(categories, return_inverse=True)
+            if len(names) >= self.fewest:
+                self.clusterings.append(member)
+            else:
+                self.few_categories = len(names)
         self.counts = [_draw(member, resamples, rng) for member in self.clusterings]
         self.groups = _count(self.clusterings[0])
-        self._standard_normal = rng.standard_normal(resamples)
+        enough = [n for n in map(_count, self.clusterings) if n >= self.fewest]
+        more = max([0, *(resamples_beyond(level, n) - resamples for n in enough)])
+        self._standard_normal = rng.standard_normal(resamples + more)
+        self._counts_of_ends = [
+            np.concatenate([counts, _draw(member, more, rng)]) if more else counts
+            for counts, member in zip(self.counts, self.clusterings, strict=True)
+        ]
 
     @classmethod
     def of_samples(
@@ -178,14 +197,15 @@ class Bootstrap:
 
         Returns:
             the share of resamples whose mean is at most zero, counting one more such resample; the
-            larger of the shares by prompt and by category.  None if there are fewer than
-            `MINIMUM_CLUSTERS` prompts or no finite difference.
+            larger of the shares by prompt and by category.  None if there are fewer prompts than
+            `fewest_clusters` or no finite difference.
         """
         if not self._has_interval(differences):
             return None
         shares = []
         for counts in self.counts:
-            means = resampled_means(differences, counts) + error * self._standard_normal
+            means = resampled_means(differences, counts)
+            means = means + error * self._standard_normal[: len(means)]
             means = means[np.isfinite(means)]
             shares.append((1 + (means <= 0).sum()) / (1 + len(means)))
         return float(max(shares))
@@ -203,7 +223,7 @@ class Bootstrap:
     def _has_interval(self, values: np.ndarray) -> bool:
         """Return whether enough prompts have a defined score for an interval of the mean."""
         defined = np.isfinite(values)
-        return len(np.unique(self.clusterings[0][defined])) >= MINIMUM_CLUSTERS
+        return len(np.unique(self.clusterings[0][defined])) >= self.fewest
 
     def _ends(self, values: np.ndarray, error: float = 0.0) -> list[tuple[float, float]]:
         """Compute the ends of a mean score's percentile interval, for each clustering."""
@@ -225,10 +245,38 @@ class Bootstrap:
         clusters = [len(np.unique(member[defined])) for member in self.clusterings]
         ends = [
             np.nanquantile(statistic(counts), expanded_tails(self.level, n))
-            for counts, n in zip(self.counts, clusters, strict=True)
-            if n >= MINIMUM_CLUSTERS
+            for counts, n in zip(self._counts_of_ends, clusters, strict=True)
+            if n >= self.fewest
         ]
         return [(float(low), float(high)) for low, high in ends]
+
+
+def fewest_clusters(level: float) -> int:
+    """Compute the smallest number of clusters for which an interval of a level is given.
+
+    Means of resampled clusters lie between the smallest and the largest cluster's value.  The
+    centre of a symmetric distribution lies beyond all of n values with probability 2^(1 - n), and
+    then no interval of resampled means contains it.  This probability may be up to a quarter larger
+    than 1 - level, so that 95% needs 5 clusters (1/16 = 1.25 x 0.05), and 99% needs 8.
+
+    Args:
+        level: confidence level, such as 0.95.
+    """
+    clusters = max(MINIMUM_CLUSTERS, math.ceil(round(1 + math.log2(0.8 / (1 - level)), 6)))
+    # Few clusters at a high level would need too many resamples.  The highest level that a study
+    # may have needs as many with any number of clusters, so that the search has an end.
+    while resamples_beyond(level, clusters) > MOST_RESAMPLES and clusters < 1000:
+        clusters += 1
+    return clusters
+
+
+def resamples_beyond(level: float, clusters: int) -> int:
+    """Compute the number of resamples of which one is expected beyond each end of an interval.
+
+    It is rounded to hundreds, so that the default, 1000, suffices for 95% and any number of
+    clusters.
+    """
+    return round(1 / expanded_tails(level, clusters)[0] / 100) * 100
 
 
 def expanded_tails(level: float, clusters: int) -> tuple[float, float]:

@@ -34,7 +34,6 @@ import numpy as np
 from pydantic import BaseModel
 
 from ldmprobe_core.probing.inference.bootstrap import (
-    MINIMUM_CLUSTERS,
     Bootstrap,
     expanded_spread,
     resampled_means,
@@ -171,7 +170,7 @@ def crossing(
         the step; undefined if there are too few clusters, or no usable sample.
     """
     usable = np.isfinite(margins).all(0)
-    if len(np.unique(bootstrap.clusterings[0][usable])) < MINIMUM_CLUSTERS:
+    if len(np.unique(bootstrap.clusterings[0][usable])) < bootstrap.fewest:
         return Crossing()
     if deviations is None:
         deviations = np.zeros((1, *margins.shape))
@@ -180,7 +179,7 @@ def crossing(
     found = [
         _crossing(values, shifts, counts[:, usable], bootstrap.level, n)
         for counts, n in zip(bootstrap.counts, clusters, strict=True)
-        if n >= MINIMUM_CLUSTERS
+        if n >= bootstrap.fewest
     ]
     beyond = len(margins) + 1
     return max(found, key=lambda c: (c.high or beyond) - (c.low or beyond))

@@ -15,6 +15,7 @@ from datetime import datetime
 from pathlib import Path
 
 import psutil
+from pydantic import TypeAdapter
 
 from ldmprobe_core.errors import RunError
 from ldmprobe_core.storage.filesystem import Location
@@ -103,7 +104,8 @@ def read_holder(location: Location, number: int) -> Holder | None:
     """
     name = lease_name(number)
     try:
-        return Holder(**json.loads(location.client().read(name).decode()))
+        text = location.client().read(name).decode()
+        return TypeAdapter(Holder).validate_json(text, strict=True)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (RunError, PermissionError, ValueError, TypeError) as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ldmprobe_core.errors import UserError
+from ldmprobe_core.errors import UserError, verb
 from ldmprobe_core.study.properties import property_of
 from ldmprobe_core.study.readers.image_files import image_size, is_rotated
 from ldmprobe_core.study.readers.image_folder import (
@@ -333,8 +333,8 @@ def _picture_notes(
     small = [name for name, one in facts.items() if one.is_small]
     if small:
         notes.append(
-            f"images: {len(small)} of {len(facts)} source images are smaller than the model's, "
-            f"{size[0]} x {size[1]}, and are enlarged: {listed(small)}"
+            f"images: {len(small)} of {len(facts)} source images {verb(len(small))} smaller than "
+            f"the model's, {size[0]} x {size[1]}, and {verb(len(small))} enlarged: {listed(small)}"
         )
     rotated = [
         name
@@ -343,7 +343,8 @@ def _picture_notes(
     ]
     if rotated:
         notes.append(
-            f"images: {len(rotated)} of {len(facts)} source images are rotated by their EXIF "
-            f"orientation, and their maps are taken to be upright already: {listed(rotated)}"
+            f"images: {len(rotated)} of {len(facts)} source images {verb(len(rotated))} rotated "
+            "by EXIF orientation, and the maps beside are taken to be upright already: "
+            f"{listed(rotated)}"
         )
     return notes

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ldmprobe_core.errors import UserError
+from ldmprobe_core.errors import UserError, counted
 from ldmprobe_core.study.properties import property_of
 from ldmprobe_core.study.readers.image_files import image_size, open_rgb
 from ldmprobe_core.study.readers.map_files import MAP_SUFFIXES, LoadedMap, load_map, map_words
@@ -122,7 +122,7 @@ def image_names(images: Images, props: Collection[str]) -> list[str]:
     count = images.samples or len(names)
     if len(names) < max(3, count):
         raise UserError(
-            f"images.folder {images.folder!r} holds {len(names)} images, fewer than "
+            f"images.folder {images.folder!r} holds {counted(len(names), 'image')}, fewer than "
             f"{max(3, count)}. Fix: add images, or lower images.samples (at least 3, one for "
             "each split)"
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ldmprobe_core.errors import counted, verb
 from ldmprobe_core.study.properties import property_of
 
 _MAX_NAMED = 5
@@ -84,13 +85,14 @@ def comparison_notes(prop: str, facts: dict[str, MapFacts]) -> list[str]:
     if equal:
         of = first[varied[equal[0]].digest]
         notes.append(
-            f"images: {len(equal)} {prop} maps equal another one, such as {of} and {equal[0]}"
+            f"images: {counted(len(equal), f'{prop} map')} {verb(len(equal), 'equals', 'equal')} "
+            f"another one, such as {of} and {equal[0]}"
         )
     small = [name for name, one in facts.items() if one.is_small]
     if small:
         notes.append(
-            f"images: {len(small)} of {len(facts)} {prop} maps are smaller than the model's "
-            f"images and are enlarged: {listed(small)}"
+            f"images: {len(small)} of {len(facts)} {prop} maps {verb(len(small))} smaller than the "
+            f"model's images and {verb(len(small))} enlarged: {listed(small)}"
         )
     usual = float(np.median([one.median for one in facts.values()]))
     odd = [
@@ -121,7 +123,8 @@ def map_notes(prop: str, facts: dict[str, MapFacts], missing: float, stated: boo
     if marked:
         value = next(iter(marked.values()))
         notes.append(
-            f"images: {len(marked)} of {len(facts)} {prop} maps have one value in many pixels, "
+            f"images: {len(marked)} of {len(facts)} {prop} maps "
+            f"{verb(len(marked), 'has', 'have')} one value in many pixels, "
             f"{value:g} in the first, that may stand for pixels which were not measured; if it "
             f"does, give images.missing.{prop}: {listed(marked)}"
         )
@@ -129,7 +132,8 @@ def map_notes(prop: str, facts: dict[str, MapFacts], missing: float, stated: boo
     if constant:
         scalar = ", so that correlations with them are undefined"
         notes.append(
-            f"images: {len(constant)} of {len(facts)} {prop} maps have one value throughout"
+            f"images: {len(constant)} of {len(facts)} {prop} maps "
+            f"{verb(len(constant), 'has', 'have')} one value throughout"
             f"{'' if property_of(prop).is_mask else scalar}: {listed(constant)}"
         )
     return notes

@@ -83,6 +83,26 @@ def test_code_lengths_are_not_shorter_for_labels_that_activations_do_not_hold():
     assert position.mean() < probe.mean() + 0.05
 
 
+@pytest.mark.parametrize("noise", [0.0, 1e-3])
+def test_block_after_one_whose_labels_hardly_vary_is_not_coded(noise):
+    data = refit_data("depth")
+    usual, maps = coded(data), data.labels.maps["depth"].copy()
+    spread = np.random.default_rng(1).standard_normal((4, *maps.shape[1:]))
+    maps[BLOCKS[2]] = 3.0 + noise * spread
+    data.labels.maps["depth"] = maps
+    with np.errstate(all="raise"):
+        lengths = coded(data)
+    assert np.isfinite(lengths[:, BLOCKS[2]]).all()
+    assert np.isnan(lengths[:, BLOCKS[3]]).all()
+    assert np.isfinite(usual[:, BLOCKS[3]]).all()
+    # A mask needs no variance: its probabilities are smoothed.
+    data = refit_data("foreground")
+    masks = data.labels.maps["foreground"].copy()
+    masks[BLOCKS[2]] = False
+    data.labels.maps["foreground"] = masks
+    assert (np.abs(coded(data)[:, BLOCKS[3]]) < 20).all()
+
+
 def test_fit_gaussian_of_constant_labels_gives_finite_bits():
     bits = fit_gaussian(np.ones(4), np.ones(4), np.ones(4))
     assert np.isfinite(bits(np.ones(4), np.ones(4))).all()

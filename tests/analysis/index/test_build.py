@@ -1,5 +1,6 @@
 """The index of a store: its entries, links and numbers, and the page in a real browser."""
 
+import json
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from ldmprobe_core.analysis.index.build import RunEntry, index_page, read_entry,
 from ldmprobe_core.analysis.records import load_summary
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.storage.filesystem import Location
+from ldmprobe_core.study.loading import parse_study
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 BROWSER = next((path for name in BROWSERS if (path := shutil.which(name))), None)
@@ -30,6 +32,8 @@ def store(finished_run, tmp_path_factory):
     (store / "damaged").mkdir()
     (store / "damaged/study.json").write_text("{")
     (store / "no run").mkdir()
+    shutil.copytree(store / "half", store / "old run ")  # names that are no addresses of runs
+    shutil.copytree(store / "half", store / "two\nlines")
     os.utime(store / "first/summary.json", (1e9, 1e9))  # 2001-09-09 01:46:40 UTC
     write_index(str(store))
     return store
@@ -76,6 +80,7 @@ def test_index_states_progress_dates_and_damage(store):
     assert re.search(r"not finished: (\d+) of \1 batches generated, (\d+) of \2 cells probed", text)
     assert "unreadable: " in text
     assert "study.json is truncated or not JSON" in text
+    assert "the address begins or ends with a space" in text
     assert "no run" not in re.findall(r"<td>([^<]*)</td>", text)
     rows = re.findall(r'data-run="\d+" aria-label="(.*?) side by side"', text)
     assert rows == ["second run", "first"]  # newest first
@@ -94,6 +99,27 @@ def test_index_shows_a_run_whose_table_of_scores_is_damaged(finished_run, tmp_pa
     assert entry.state.startswith("finished; report/scores.csv is damaged, and `ldmprobe report ")
     assert entry.means == {}
     assert entry.labelers == dict.fromkeys(("foreground", "depth", "shading"), "tabletop")
+    assert entry.summary == load_summary(finished_run)
+
+
+def test_index_shows_a_finished_run_whose_property_is_defined_otherwise(
+    finished_run, tmp_path, own_module
+):
+    """One process cannot read the studies of both runs."""
+    shutil.copytree(finished_run.url, tmp_path / "run")
+    study = json.loads((tmp_path / "run/study.json").read_text())
+    first, other = (
+        {"warm": {"kind": "scalar", "metrics": [metric]}} for metric in ("spearman", "pearson")
+    )
+    own_module("unused", "")  # forgets the property afterwards
+    parse_study({**study, "properties": first})
+    (tmp_path / "run/study.json").write_text(json.dumps({**study, "properties": other}))
+    entry = read_entry(Location(str(tmp_path)), "run")
+    assert entry.state == "finished"
+    assert entry.model == study["model"]["source"]
+    names = ("foreground", "depth", "shading", "class")
+    assert entry.labelers == {name: study["labels"][name]["name"] for name in names}
+    assert entry.means
     assert entry.summary == load_summary(finished_run)
 
 

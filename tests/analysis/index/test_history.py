@@ -110,7 +110,7 @@ def test_charts_place_runs_by_date_and_score_and_mark_others_by_hollow_points():
     )
     entries.insert(0, entry(date(2026, 2, 1), 0.1, scores={"depth": dice}))
     ((caption, chart),) = history_charts(entries).items()
-    assert caption == "depth: rank correlation (1 of 4 runs have no such score)"
+    assert caption == "depth: rank correlation (1 of 4 runs has no such score)"
     figure = ElementTree.fromstring(chart)  # our own figure
     circles = figure.findall(f".//{SVG}circle")
     x = [float(circle.get("cx")) for circle in circles]

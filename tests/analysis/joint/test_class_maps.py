@@ -85,6 +85,23 @@ def test_overlap_leaves_out_unmeasured_pixels_images_without_prediction_and_abse
     assert mean_iou(means)[0] == pytest.approx(expected.mean(), rel=1e-12)
 
 
+def test_two_predictions_are_compared_in_the_classes_that_are_labeled():
+    # The labels have the classes 0 and 1 alone.  The better prediction has class 2 at one token.
+    classes = np.tile([[0, 1], [1, 0]], (20, 1, 1))
+    better, worse = classes.copy(), classes.copy()
+    better[0, 0, 0] = 2
+    worse[:5, 0, 0] = 1
+    truth = one_hot(classes, 3)
+    of_better, of_worse = (overlap(one_hot(one, 3), truth) for one in (better, worse))
+    means = np.stack([of_better.mean(-1), of_worse.mean(-1)])
+    # By hand, of 40 tokens of each class: 39 of class 0 and all of class 1 are hit; 35 of class 0,
+    # and all of class 1 with five tokens too many.
+    expected = [[39 / 40, 40 / 40, np.nan], [35 / 40, 40 / 45, np.nan]]
+    np.testing.assert_allclose(class_iou(means), expected, rtol=1e-12)
+    np.testing.assert_allclose(mean_iou(means), np.nanmean(expected, 1), rtol=1e-12)
+    assert best_overlap([of_worse, of_better]) == 1
+
+
 def test_interval_of_a_ratio_is_that_of_resampled_sums():
     rng = np.random.default_rng(2)
     bootstrap = Bootstrap(np.arange(40), 400, 0.9, seed=0)

@@ -12,7 +12,7 @@ from ldmprobe_core.analysis.controls.wording import difference_sentences
 from ldmprobe_core.analysis.exports import latex_table
 from ldmprobe_core.analysis.index.build import RunEntry, index_page
 from ldmprobe_core.analysis.records import StepRecord
-from ldmprobe_core.analysis.report.text import best_rows, headline
+from ldmprobe_core.analysis.report.text import best_rows, headline, warning_lines
 from ldmprobe_core.probing.inference.bootstrap import Interval
 
 
@@ -34,9 +34,9 @@ def without_interval(made, *names):
             0.2,
             "permuted weights (by 0.50 [0.45, 0.55]), and has no interval to compare it with the "
             "predicted clean image's pixels (difference 0.20 on 4 test images).",
-            "; +0.30 [0.25, 0.35] above position alone, the closest of 3 with an interval, all "
-            "clearly exceeded; no interval to compare it with the predicted clean image's pixels; "
-            "step 3",
+            "; +0.30 [0.25, 0.35] above position alone, the least margin over 3 controls with an "
+            "interval, all exceeded; no interval to compare it with the predicted clean image's "
+            "pixels; step 3",
             "no interval: the predicted clean image's pixels",
         ),
         (
@@ -70,8 +70,8 @@ def test_without_any_interval_no_control_is_called_not_exceeded():
     page = index_page("runs", [RunEntry("r", "finished", summary=made)])
     (line,) = headline(made)
     assert overview(made).startswith(
-        "0.60 [0.55, 0.65] rank correlation at step 9, a.attn1; no interval to compare it with any "
-        "control; step 3"
+        "0.60 [0.55, 0.65] rank correlation at step 9, a.attn1; "
+        "no interval to compare it with any control; step 3"
     )
     assert "[0.55, 0.65], has no interval to compare it with position alone (difference" in line
     best.low = best.high = None
@@ -188,6 +188,13 @@ def test_sentences_name_the_steps_at_which_an_input_does_as_well():
     )
     for text in (*headline(made), overview(made)):
         assert clause in text
+    # Where no partial score is computed, the scores that are compared contain position.
+    for metric, title in (("spearman", "rank correlation"), ("dice", "Dice"), ("own", "own")):
+        for record in made.properties["depth"].steps:
+            record.metric = metric
+        (text,) = headline(made)
+        assert f"above the latents alone (in {title})." in text
+        assert "apart from position" not in text
     for record in made.properties["depth"].steps:
         record.metric = "auroc"
         record.less_inputs["clean_pixels"] = record.less_inputs["latents"]
@@ -208,6 +215,25 @@ def test_sentences_say_how_many_masks_are_empty():
     undefined.truth_empty, undefined.both_empty = 4, 3
     for text in (*headline(made), f"{overview(made)} "):
         assert " 4 of 5 label masks are empty; 3 of them score 1 as empty too. " in text
+    undefined.both_empty = 1
+    assert " 4 of 5 label masks are empty; 1 of them scores 1 as empty too. " in headline(made)[0]
+    undefined.truth_empty = 1
+    assert (
+        " 1 of 5 label masks is empty; it scores 1 as its prediction is empty too. "
+        in headline(made)[0]
+    )
+    assert warning_lines(made, "activations") == [
+        "foreground: 1 label mask is empty, predicted empty too and scored 1."
+    ]
+    undefined.both_empty, undefined.best, undefined.any = 0, 1, 1
+    assert " 1 of 5 label masks is empty; its prediction is not. " in headline(made)[0]
+    assert warning_lines(made, "activations") == [
+        "foreground: 1 of 5 test scores of the best cell is undefined and excluded from its mean "
+        "(1 over all cells); 1 label mask is empty, not predicted empty too."
+    ]
+    made.samples["test"] = 1
+    assert headline(made)[0].startswith("Foreground: the label mask of the only test image is")
+    made.samples["test"], undefined.best, undefined.any = 5, 0, 0
     undefined.truth_empty = undefined.both_empty = 5
     clause = "all 5 label masks of the test images are empty, so nothing is measured."
     assert headline(made) == [f"Foreground: {clause}"]
@@ -221,3 +247,12 @@ def test_headline_asks_nothing_of_a_nonlinear_probe():
     (line,) = headline(summary(0.3, 0.2, 0.1, mlp=0.9))
     assert "not clearly" not in line
     assert "two-layer" not in line
+
+
+def test_headline_says_nothing_of_a_labeler_that_does_not_exist():
+    made = summary(0.1, 0.2, 0.05)
+    made.properties["depth"].emergence.decoded.undefined_because = "no_labeler"
+    (line,) = headline(made)
+    assert line.endswith(
+        "keep half of their gain from step 3 [2, 4] (by then in 90% of the resamples)."
+    )

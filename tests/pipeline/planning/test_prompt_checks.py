@@ -83,7 +83,7 @@ def test_prompt_checks_take_prompts_that_differ_after_truncation_as_one(tokenize
 def test_prompt_checks_report_truncated_prompts(tokenize):
     assert check_samples([sample(0, "a red ball on a gray floor", 1)], tokenize) == ()
     (note,) = check_samples([sample(0, LONG + "a cube", 1), sample(1, "a red car", 1)], tokenize)
-    assert note.startswith("1 of 2 prompts are longer than the model reads: ")
+    assert note.startswith("1 of 2 prompts is longer than the model reads: ")
     assert " loses 'a red ball on a gray floor" in note
 
 
@@ -102,7 +102,7 @@ def test_prompt_checks_name_the_encoder_that_cuts(tmp_path, name, encoders, whol
     tokenize = PromptTokenizer(folder, detect_architecture(folder).diffusers_class)
     start = "a red ball on a gray floor " * 4
     (note,) = check_samples([sample(0, start + "a cube", 1)], tokenize)
-    assert note.startswith(f"1 of 1 prompts are longer {encoders}")
+    assert note.startswith(f"1 of 1 prompts is longer {encoders}")
     samples = [sample(0, start + "a cube", 5), sample(1, start + "a cone", 5)]
     if whole:
         assert len(check_samples(samples, tokenize)) == 1
@@ -178,6 +178,6 @@ def test_plan_names_invisible_characters_in_prompts(character, name):
     items = [f"a red{character} cube", "a blue cube", "a green cube"]
     notes = plan_study(parse_study({"prompts": {"items": items}})).notes
     (note,) = (note for note in notes if "invisible" in note)
-    assert note.startswith("1 of 3 prompts have invisible characters")
+    assert note.startswith("1 of 3 prompts has invisible characters")
     assert name in note
     assert note.isprintable()

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ldmprobe_core.probing.inference.bootstrap import Bootstrap, expanded_tails, resampled_means
+from ldmprobe_core.probing.inference.bootstrap import (
+    Bootstrap,
+    expanded_tails,
+    fewest_clusters,
+    resampled_means,
+    resamples_beyond,
+)
 from ldmprobe_core.study.probe_sections import BootstrapSettings
 from ldmprobe_core.study.samples import Sample
 
@@ -73,6 +79,47 @@ def test_bootstrap_of_fewer_than_five_prompts_has_no_interval(prompts):
     assert Bootstrap(groups, 100, 0.95, 0).wider(np.arange(12.0)) is None
 
 
+@pytest.mark.parametrize(("level", "fewest"), [(0.8, 5), (0.95, 5), (0.96, 6), (0.99, 8)])
+def test_fewest_clusters_may_miss_the_centre_a_quarter_more_often_than_the_level_says(
+    level, fewest
+):
+    """All of n fair signs are alike, so that the centre is beyond all values, in 2 of 2^n cases."""
+    assert fewest_clusters(level) == fewest
+    allowed = 1.25 * (1 - level) + 1e-9
+    assert 2 / 2**fewest <= allowed
+    assert fewest == 5 or 2 / 2 ** (fewest - 1) > allowed
+    for prompts in (fewest - 1, fewest):
+        found = Bootstrap(np.arange(prompts), 1000, level, 0).interval(np.arange(prompts))
+        assert (found.low is None) == (prompts < fewest)
+
+
+def test_fewest_clusters_of_a_very_high_level_need_no_more_resamples_than_can_be_drawn():
+    def resamples(n):
+        deviate = (n / (n - 1)) ** 0.5 * stats.t.ppf(0.0005, n - 1)
+        return 1 / stats.norm.cdf(deviate)
+
+    fewest = fewest_clusters(0.999)
+    assert resamples(fewest) <= 100_050 < resamples(fewest - 1)
+    assert fewest_clusters(0.99998) > fewest
+
+
+def test_ends_of_an_interval_of_few_prompts_do_not_depend_on_too_few_resamples():
+    """All 5^5 resamples of five prompts, listed: their share beyond the ends, over 40 seeds."""
+    values = np.random.default_rng(8).standard_normal(5)
+    means = values[np.stack(np.meshgrid(*[np.arange(5)] * 5), -1).reshape(-1, 5)].mean(1)
+    # The expanded tail of five prompts; one in some 1000 resamples lies beyond each end.
+    tail = stats.norm.cdf((5 / 4) ** 0.5 * stats.t.ppf(0.025, 4))
+    shares = []
+    for seed in range(40):
+        bootstrap = Bootstrap(np.arange(5), 100, 0.95, seed)
+        assert len(bootstrap.counts[0]) == 100
+        found = bootstrap.interval(values)
+        shares += [(means < found.low).mean(), (means > found.high).mean()]
+    assert np.mean(shares) < 2.5 * tail
+    # The default number of resamples suffices for every number of prompts that has an interval.
+    assert [resamples_beyond(0.95, n) for n in (5, 6, 48)] == [1000, 400, 0]
+
+
 def test_bootstrap_gives_the_wider_of_the_intervals_over_prompts_and_categories():
     """Scores differ between 8 categories only, so that 64 prompts are 8 independent samples."""
     rng = np.random.default_rng(7)
@@ -109,8 +156,13 @@ def test_one_sample_without_a_category_does_not_hide_the_likeness_of_the_others(
 
 def test_bootstrap_of_few_categories_resamples_prompts_only():
     bootstrap = Bootstrap(np.arange(40), 100, 0.95, 0, np.arange(40) % 4)
-    assert bootstrap.categories is None
+    assert (bootstrap.categories, bootstrap.few_categories) == (None, 4)
     assert len(bootstrap.counts) == 1
+    enough = Bootstrap(np.arange(40), 100, 0.95, 0, np.arange(40) % 5)
+    assert (enough.categories, enough.few_categories) == (5, None)
+    # At this level eight clusters have an interval.
+    assert Bootstrap(np.arange(40), 1000, 0.99, 0, np.arange(40) % 7).few_categories == 7
+    assert Bootstrap(np.arange(40), 100, 0.95, 0).few_categories is None
 
 
 def test_p_value_equals_that_of_the_normal_approximation():

@@ -67,12 +67,12 @@ def misname_map(folder):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (enlarge, ["1 of 5 source images are smaller than the model's, 16 x 16", "e.png"]),
-        (rotate, ["1 of 5 source images are rotated by their EXIF orientation", "e.png"]),
+        (enlarge, ["1 of 5 source images is smaller than the model's, 16 x 16", "e.png"]),
+        (rotate, ["1 of 5 source images is rotated by EXIF orientation", "e.png"]),
         (misname_map, ["may be maps are taken as source images", "property: b_foreground.png"]),
         (scale, ["of another scale", "as if their units differed: b.depth.npy"]),
-        (shrink_map, ["1 of 4 depth maps are smaller than the model's images", "b.depth.npy"]),
-        (copy_map, ["1 depth maps equal another one, such as a.depth.npy and b.depth.npy"]),
+        (shrink_map, ["1 of 4 depth maps is smaller than the model's images", "b.depth.npy"]),
+        (copy_map, ["1 depth map equals another one, such as a.depth.npy and b.depth.npy"]),
     ],
 )
 def test_check_folder_notes(folder, change, words):
