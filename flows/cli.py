@@ -208,6 +208,8 @@ def verify(
     target.study  # noqa: B018  (raises if there is no run)
     # A flow that works on the run would take a unit that is marked meanwhile for complete.
     with hold_lease(target.url, "ldmprobe verify") if redo else nullcontext() as lease:
+        if redo:
+            _restore_settings(target)
         with reading("ldmprobe verify", target.url), activity("reading every chunk"):
             damage = list(find_corrupt_chunks(target))
         for chunk in damage:
@@ -216,44 +218,71 @@ def verify(
             )
         if not damage:
             console.print("every chunk is as it was written", highlight=False)
-            _check_summaries(target)
+            _check_records(target)
             return
         if lease is None:
             raise RunError(
                 f"{counted(len(damage), 'chunk')} {verb(len(damage))} damaged. Fix: verify "
-                "--redo, then run the study."
+                "--redo, which says what follows."
             )
         lease.require_held()
         repair = clear_progress(target, damage)
-    if left := repair.beyond_repair:
-        raise RunError(
-            f"{left[0].key} is damaged, and cannot be computed from the rest of the run. Fix: "
-            "restore the run from a copy, or move it away and start again."
-        )
     for sentence in _repair_sentences(repair):
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+    if repair.beyond_repair:
+        raise _beyond_repair(repair)
 
 
-def _check_summaries(run: Run) -> None:
-    """Check that the summaries of a run and its interventions can be read, as far as it has them.
+def _restore_settings(run: Run) -> None:
+    """Write damaged settings of interventions again, before a repair removes their summaries."""
+    from ldmprobe_core.interventions.results import restore_intervention, started_interventions
+
+    for name in started_interventions(run):
+        if restore_intervention(run, name):
+            sentence = f"edits/{name}/intervention.json is restored from the summary beside it"
+            console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
+
+def _check_records(run: Run) -> None:
+    """Check that the summaries of a run and its interventions, and their settings, can be read.
 
     Raises:
-        RunError: a summary is damaged; the message says which command writes it again.
+        RunError: a record is damaged; the message says which command writes it again.
     """
     from ldmprobe_core.analysis.records import load_summary
     from ldmprobe_core.interventions.results import (
-        completed_interventions,
+        has_intervention_summary,
+        read_intervention,
         read_intervention_summary,
+        started_interventions,
     )
 
     if run.location.has("summary.json"):
         load_summary(run)
-    for name in completed_interventions(run):
-        read_intervention_summary(run, name)
+    for name in started_interventions(run):
+        if has_intervention_summary(run, name):
+            read_intervention_summary(run, name)
+        read_intervention(run, name)
+
+
+def _beyond_repair(repair: Repair) -> RunError:
+    """Build the error for chunks that no unit of the run, or of an intervention, writes again."""
+    keys = [chunk.key for chunk in repair.beyond_repair]
+    if of_run := [key for key in keys if not key.startswith("interventions/")]:
+        return RunError(
+            f"{of_run[0]} is damaged, and cannot be computed from the rest of the run. Fix: "
+            "restore the run from a copy, or move it away and start again."
+        )
+    name = keys[0].split("/")[1]
+    return RunError(
+        f"{keys[0]} is damaged, and only the creation of the intervention writes it. Fix: note the "
+        f"options in edits/{name}/intervention.json, remove interventions/{name} and edits/{name}, "
+        "and repeat `ldmprobe intervene` with these options."
+    )
 
 
 def _repair_sentences(repair: Repair) -> list[str]:
-    """Say which commands repeat the units that were marked; without any, that all is restored."""
+    """Say which commands repeat the units that were marked, or that all is restored."""
     sentences = []
     if repair.of_run:
         units = f"{counted(repair.of_run, 'unit')} of work"
@@ -263,7 +292,9 @@ def _repair_sentences(repair: Repair) -> list[str]:
             f"the damaged edits of {name} will be repeated by `ldmprobe intervene` with the same "
             f"options, which are in edits/{name}/intervention.json"
         )
-    return sentences or ["the damaged metadata is restored; every chunk is whole"]
+    if not sentences and not repair.beyond_repair:
+        sentences.append("the damaged metadata is restored; every chunk is whole")
+    return sentences
 
 
 @app.command()

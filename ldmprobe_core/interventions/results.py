@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
-from ldmprobe_core.errors import RunError, UserError
+from ldmprobe_core.errors import LdmprobeError, RunError, UserError
 from ldmprobe_core.interventions.records import DoseEffect, InterventionRecord, MapCell
 from ldmprobe_core.interventions.spec import EDITED, Intervention
 from ldmprobe_core.probing.inference.bootstrap import Interval
 from ldmprobe_core.storage.run import Run
-from ldmprobe_core.storage.units import EDIT_RECORDS
+from ldmprobe_core.storage.units import EDIT, EDIT_RECORDS
 
 INTERVENTIONS_GROUP = "interventions"
 """Zarr group that contains the arrays of all interventions."""
@@ -187,18 +187,57 @@ def read_intervention(run: Run, name: str) -> Intervention:
 
     Raises:
         UserError: the run has no intervention of this name.
-        RunError: the record is damaged, or belongs to another intervention.
+        RunError: the record is missing or damaged, or belongs to another intervention.
     """
-    file = f"{EDIT_RECORDS}/{name}/intervention.json"
-    spec = run.location.read_record(file, Intervention, "put back a copy of it")
+    file = _settings_file(name)
+    remedy = f"put back a copy of it, or {_way_back(run, name)}"
+    if not run.location.has(file) and _is_started(run, name):
+        raise RunError(f"{run.url}: {file} is missing. Fix: {remedy}")
+    spec = run.location.read_record(file, Intervention, remedy)
     # The name contains the hash of the settings, so a different name shows that the file is another
     # intervention's.
     if spec.name != name:
         raise RunError(
             f"{run.url}: {file} holds the settings of another intervention ({spec.name}). Fix: "
-            "restore it from a copy."
+            f"{remedy}"
         )
     return spec
+
+
+def _way_back(run: Run, name: str) -> str:
+    """Advise what to do about the settings of an intervention, if there is no copy of them."""
+    if _settings_in_summary(run, name) is None:
+        return (
+            f"remove {EDIT_RECORDS}/{name} and {INTERVENTIONS_GROUP}/{name}, and repeat `ldmprobe "
+            "intervene`"
+        )
+    return f"run `ldmprobe verify {run.url} --redo`, which takes it from the summary beside it"
+
+
+def _settings_in_summary(run: Run, name: str) -> Intervention | None:
+    """Read the settings of an intervention from its summary; None if that has not got them."""
+    try:
+        spec = read_intervention_summary(run, name).intervention
+    except LdmprobeError:
+        return None
+    return spec if spec.name == name else None
+
+
+def restore_intervention(run: Run, name: str) -> bool:
+    """Write damaged settings of an intervention again, from its summary; return whether it did."""
+    try:
+        read_intervention(run, name)
+    except LdmprobeError:
+        spec = _settings_in_summary(run, name)
+        if spec is not None:
+            write_intervention(run, spec)
+        return spec is not None
+    return False
+
+
+def write_intervention(run: Run, spec: Intervention) -> None:
+    """Write the settings of an intervention, which mark its creation as complete."""
+    run.location.write_text(_settings_file(spec.name), spec.model_dump_json(indent=2))
 
 
 def has_intervention_summary(run: Run, name: str) -> bool:
@@ -223,3 +262,25 @@ def completed_interventions(run: Run) -> list[str]:
     return [
         name for name in run.location.folders(EDIT_RECORDS) if has_intervention_summary(run, name)
     ]
+
+
+def started_interventions(run: Run) -> list[str]:
+    """Return the names of the run's interventions that have a record or a complete unit."""
+    folders = (run.location.folders(top) for top in (EDIT_RECORDS, INTERVENTIONS_GROUP))
+    return [name for name in sorted(set().union(*folders)) if _is_started(run, name)]
+
+
+def _is_started(run: Run, name: str) -> bool:
+    """Return whether an intervention has a record or a complete unit."""
+    if run.location.has(_settings_file(name)) or has_intervention_summary(run, name):
+        return True
+    try:
+        return bool(run.progress_of(f"{INTERVENTIONS_GROUP}/{name}").completed(EDIT).any())
+    except RunError:
+        # The creation of the group is unfinished, or its progress record is damaged.
+        return False
+
+
+def _settings_file(name: str) -> str:
+    """Return the path, in a run, of the settings of an intervention."""
+    return f"{EDIT_RECORDS}/{name}/intervention.json"

@@ -27,6 +27,7 @@ from ldmprobe_core.interventions.plan import (
 from ldmprobe_core.interventions.results import (
     INTERVENTIONS_GROUP,
     read_intervention,
+    write_intervention,
 )
 from ldmprobe_core.interventions.spec import DONOR, ERASURES, Intervention
 from ldmprobe_core.interventions.targets import require_aim, resolve_target, target_maps
@@ -79,9 +80,7 @@ def create_intervention(run: Run, spec: Intervention) -> str:
         # Update the consolidated metadata, because Zarr readers that use it see only the groups
         # that it lists.
         run.consolidate()
-        run.location.write_text(
-            f"{EDIT_RECORDS}/{spec.name}/intervention.json", spec.model_dump_json(indent=2)
-        )
+        write_intervention(run, spec)
     return spec.name
 
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ldmprobe_core.errors import RunError
 from ldmprobe_core.probing.block_scores import block_means
 from ldmprobe_core.probing.neighbourhood import probe_features
 from ldmprobe_core.probing.position import token_positions
@@ -234,14 +235,15 @@ def require_accumulated(run: Run) -> None:
     """Check that all units that add training samples to the run's statistics are complete.
 
     Raises:
-        RuntimeError: an accumulator has units that are not complete.
+        RunError: an accumulator has units that are not complete.
     """
     done = run.progress.counts(ACCUMULATE)
     for accumulator, units in enumerate(run_accumulation_units(run)):
         if done[accumulator] != len(units):
-            raise RuntimeError(
+            raise RunError(
                 f"{run.url}: accumulator {accumulator} has completed {done[accumulator]} of "
-                f"its {len(units)} units. Fix: compute the remaining units first."
+                f"its {len(units)} units. Fix: run `ldmprobe verify {run.url} --redo`, then the "
+                "study again, which carries out the remaining units"
             )
 
 

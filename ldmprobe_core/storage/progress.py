@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ldmprobe_core.errors import counted, verb
+from ldmprobe_core.errors import RunError, counted, verb
 from ldmprobe_core.storage.bookkeeping import ChunkRecord, record_name
 from ldmprobe_core.storage.nodes import open_array
 from ldmprobe_core.storage.stores.checksum_store import ChecksumStore
@@ -80,16 +80,17 @@ class Progress:
         """Check that all units of one kind are complete.
 
         Raises:
-            RuntimeError: units are missing; the message gives their number and the first index.
+            RunError: units are missing; the message gives their number and the first index.
         """
         missing = np.argwhere(~self.completed(kind))
         if len(missing):
             name = kind if isinstance(kind, str) else kind.progress
-            raise RuntimeError(
+            raise RunError(
                 f"{self._url}: {counted(len(missing), 'unit')} of work {verb(len(missing))} not "
                 f"{name} yet. The first has the "
                 f"index {tuple(int(i) for i in missing[0])} in the array {self._group}/{name}. "
-                "Fix: carry out these units first"
+                f"Fix: run `ldmprobe verify {self._url} --redo`, then the study again, which "
+                "carries out these units"
             )
 
     def _open(self, kind: UnitKind | str, mode: Literal["r", "r+"] = "r") -> Any:

@@ -144,6 +144,12 @@ EDIT = UnitKind(
     per_group=True,
 )
 
+STUDY_KINDS = (GENERATE, LABEL, ACCUMULATE, PROBE)
+"""Kinds whose units are all complete in a run that has a summary.
+
+Units of a registered extension may be left out of a run, and those of interventions follow later.
+"""
+
 EDIT_RECORDS = "edits"
 """Folder with the JSON records of each group of edits: its settings, and the summary if finished.
 
@@ -175,7 +181,7 @@ def register_unit_kind(kind: UnitKind) -> UnitKind:
     return kind
 
 
-for _kind in (GENERATE, LABEL, ACCUMULATE, PROBE, EDIT):
+for _kind in (*STUDY_KINDS, EDIT):
     register_unit_kind(_kind)
 
 

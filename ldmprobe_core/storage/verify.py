@@ -2,26 +2,23 @@
 
 Each chunk is written by one unit of work (`ldmprobe_core.storage.units`).  To repair a chunk, its
 unit is recorded as not complete; the next run then repeats the unit, with the same result.  A run
-does not rewrite coordinates, ``samples/`` and interventions, so their corrupt chunks are only
-reported.
+does not rewrite coordinates, ``samples/`` and the targets of interventions, so their corrupt chunks
+are only reported.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import product
 from typing import Any, NamedTuple
 
-import numpy as np
 import zarr
 
-from ldmprobe_core.errors import LdmprobeError, RunError, UserError
+from ldmprobe_core.errors import LdmprobeError, UserError
 from ldmprobe_core.storage.bookkeeping import (
     CREATED,
     FOLDER,
-    read_record,
-    record_names,
     unit_of_record,
 )
 from ldmprobe_core.storage.nodes import consolidated_metadata, dimensions, open_array
@@ -35,20 +32,19 @@ from ldmprobe_core.storage.stores.checksum_store import (
 from ldmprobe_core.storage.stores.metadata_cache import invalidate_cache
 from ldmprobe_core.storage.stores.regular_files import NotRegularError, remove_irregular
 from ldmprobe_core.storage.units import (
-    ARRAY_DIM,
+    EDIT,
     EDIT_RECORDS,
-    UNIT_KINDS,
-    UnitKind,
     is_progress_array,
-    kind_of_group,
 )
-from ldmprobe_core.study.batching import BUFFERS
-
-_Expectation = Callable[[str, tuple[str, ...], tuple[int, ...]], bool]
-"""Predicate of an array's path, its dimensions and a chunk index: True if it must exist."""
-
-BatchOfChunk = Callable[[str, int], int | None]
-"""Function of an array's path and a chunk's position along ``sample`` that gives its batch."""
+from ldmprobe_core.storage.verification.expected import (
+    BatchOfChunk,
+    Expectation,
+    batch_finder,
+    expectation,
+    group_of,
+    unit_of_chunk,
+)
+from ldmprobe_core.storage.verification.records import record_creation, recorded_checksums
 
 
 def find_corrupt_chunks(run: Run, array: str = "") -> Iterator[CorruptChunkError]:
@@ -67,52 +63,25 @@ def find_corrupt_chunks(run: Run, array: str = "") -> Iterator[CorruptChunkError
     damaged = list(_damaged_metadata(run, laid_out, array))
     yield from damaged
     unreadable = {chunk.array for chunk in damaged}
-    store = run.zarr_store(require_complete=True)
+    store, is_expected = run.zarr_store(require_complete=True), expectation(run)
     progress = [path for path in _arrays(laid_out, GROUP) if path not in unreadable]
     corrupt_progress = [
         chunk
         for path in progress
-        for chunk in _corrupt_chunks(open_array(store, run.url, path), lambda *_: False)
+        for chunk in _corrupt_chunks(open_array(store, run.url, path), is_expected)
     ]
     yield from corrupt_progress
     if corrupt_progress or any(path in unreadable for path in _arrays(laid_out, GROUP)):
         # The progress record, which tells what other chunks must exist, is damaged itself.  The
         # other chunks can therefore be checked only after its repair.
         return
-    is_expected = _expectation(run)
-    recorded, damaged_records = _recorded_checksums(run)
+    recorded, damaged_records = recorded_checksums(run)
     if not array:
         yield from damaged_records
     store = run.zarr_store(require_complete=True, recorded=recorded)
     for path in _arrays(laid_out, array):
         if path.partition("/")[0] != GROUP and path not in unreadable:
             yield from _corrupt_chunks(open_array(store, run.url, path), is_expected)
-
-
-def _recorded_checksums(run: Run) -> tuple[dict[str, bytes], list[CorruptChunkError]]:
-    """Read the chunk checksums recorded by complete units of work and at the run's creation.
-
-    Returns:
-        the checksums by key, and an error for each damaged record.
-    """
-    names = [CREATED] if run.location.has(CREATED) else []
-    for kind in UNIT_KINDS.values():
-        groups = [f"{top}/{name}" for top in kind.groups for name in run.location.folders(top)]
-        for group in groups if kind.per_group else [GROUP]:
-            records = list(record_names(run.location, f"{group}/{kind.progress}"))
-            completed = run.progress_of(group).completed(kind) if records else np.zeros(0, bool)
-            units = set(map(tuple, np.argwhere(completed).tolist()))
-            # A unit with recorded checksums that is incomplete is being repeated.  It may have
-            # overwritten some of its chunks, so these checksums no longer apply.
-            names += [name for name in records if unit_of_record(name)[1] in units]
-    recorded: dict[str, bytes] = {}
-    damaged = []
-    for name in names:
-        try:
-            recorded |= read_record(run.location, name)
-        except ValueError:
-            damaged.append(CorruptChunkError(run.url, name, "changed"))
-    return recorded, damaged
 
 
 def _arrays(laid_out: dict[str, dict[str, Any]], below: str) -> list[str]:
@@ -173,14 +142,48 @@ def _contradicts(run: Run, key: str) -> bool:
     return isinstance(document, dict) and document.get("node_type") in ("group", "array")
 
 
+def _is_misnamed(run: Run, laid_out: dict[str, dict[str, Any]], damaged: set[str]) -> bool:
+    """Return whether the consolidated metadata lists a group or array under a wrong path.
+
+    There is then nothing at the listed path, and an unlisted node elsewhere has the same metadata.
+    """
+    lost = [path for path in damaged if not run.location.has(f"{path}/zarr.json")]
+    contents = [_content(laid_out[path]) for path in lost]
+    return bool(lost) and any(_content(node) in contents for node in _unlisted_nodes(run, laid_out))
+
+
+def _content(document: dict[str, Any]) -> tuple[Any, Any]:
+    """Return what a zarr.json says of its group or array alone."""
+    return fixed_metadata(document), document.get("attributes")
+
+
+def _unlisted_nodes(run: Run, laid_out: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield the metadata of groups and arrays in listed groups that are not listed themselves.
+
+    Interventions are left out, since one whose creation was interrupted is not listed.
+    """
+    groups = {path for path, node in laid_out.items() if node["node_type"] == "group"}
+    for group in ("", *sorted(groups - set(EDIT.groups))):
+        for name in run.location.folders(group):
+            path = f"{group}/{name}" if group else name
+            if path in laid_out:
+                continue
+            try:
+                document = json.loads(run.location.read_bytes(f"{path}/zarr.json"))
+            except (LdmprobeError, ValueError, RecursionError):
+                continue
+            if isinstance(document, dict):
+                yield document
+
+
 class Repair(NamedTuple):
     """What `clear_progress` did about corrupt chunks.
 
     Attributes:
         units: units that it marked as incomplete: group and name of the progress array, and index.
         beyond_repair: the chunks that cannot be repaired, because no unit of a run writes them,
-            because a folder with files is in their place, or because the metadata contradicts its
-            copy.
+            because a folder with files is in their place, because the metadata contradicts its
+            copy, or because the copy lists it under a wrong path (``zarr.json``).
     """
 
     units: list[tuple[str, str, tuple[int, ...]]]
@@ -202,7 +205,8 @@ def clear_progress(run: Run, chunks: Iterable[CorruptChunkError]) -> Repair:
     """Mark the units that wrote corrupt chunks as incomplete, so that the next run repeats them.
 
     Damaged metadata of groups and arrays is first restored from the run's consolidated copy.  If
-    both are readable but differ, either may be the damaged one, and nothing is repaired.
+    both are readable but differ, either may be the damaged one, and nothing is repaired.  The
+    same holds if the copy lists metadata under a wrong path.
 
     A run with a summary counts as finished, and so does an intervention.  The summary is therefore
     removed before the first of its units is marked, so that an interruption leaves an unfinished
@@ -214,6 +218,8 @@ def clear_progress(run: Run, chunks: Iterable[CorruptChunkError]) -> Repair:
     restored = [chunk for chunk in chunks if chunk.is_metadata]
     if restored:
         laid_out = consolidated_metadata(run.location)
+        if _is_misnamed(run, laid_out, {chunk.array for chunk in restored}):
+            return Repair([], [CorruptChunkError(run.url, "zarr.json", "changed")])
         for chunk in restored:
             document = json.dumps(laid_out[chunk.array], indent=2)
             run.location.write_text(chunk.key, document)
@@ -223,10 +229,16 @@ def clear_progress(run: Run, chunks: Iterable[CorruptChunkError]) -> Repair:
         chunks = list(find_corrupt_chunks(run))
         if beyond_repair := _beyond_remedy(run, chunks):
             return Repair([], beyond_repair)
-    batch_of = _batch_finder(run)
+    batch_of = batch_finder(run)
     marks = {chunk.key: _mark_of(run, chunk, batch_of) for chunk in chunks}
-    units = list(dict.fromkeys(mark for mark in marks.values() if mark is not None))
-    repair = Repair(units, [chunk for chunk in chunks if marks[chunk.key] is None])
+    beyond_repair = [chunk for chunk in chunks if marks[chunk.key] is None]
+    # An intervention that has to be created again repeats all of its units.  Until then it keeps
+    # its marks and its summary.
+    kept = {group_of(chunk.array) for chunk in beyond_repair}
+    units = [mark for mark in marks.values() if mark is not None and mark[0] not in kept]
+    if any(chunk.key == CREATED for chunk in beyond_repair):
+        beyond_repair = _without_record_of_creation(run, beyond_repair)
+    repair = Repair(list(dict.fromkeys(units)), beyond_repair)
     if repair.of_run:
         run.location.remove("summary.json")
     for intervention in repair.interventions:
@@ -234,6 +246,18 @@ def clear_progress(run: Run, chunks: Iterable[CorruptChunkError]) -> Repair:
     for group, name, index in units:
         run.progress_of(group).clear(name, *index)
     return repair
+
+
+def _without_record_of_creation(
+    run: Run, chunks: list[CorruptChunkError]
+) -> list[CorruptChunkError]:
+    """Write the record of what the creation wrote again, if that is whole; return what is left."""
+    others = [chunk for chunk in chunks if chunk.key != CREATED]
+    if any(chunk.array.partition("/")[0] not in EDIT.groups for chunk in others):
+        # The record would hold the checksum of a damaged chunk.
+        return chunks
+    record_creation(run)
+    return others
 
 
 def _mark_of(
@@ -249,8 +273,8 @@ def _mark_of(
         array, index = unit_of_record(chunk.key)
         group, _, name = array.rpartition("/")
         return group, name, index
-    group, _, name = chunk.array.partition("/")
-    if is_progress_array(chunk.array) and group == GROUP:
+    group, _, name = chunk.array.rpartition("/")
+    if is_progress_array(chunk.array):
         # Each chunk of a progress array holds one element.  The index of the chunk is therefore the
         # index of the unit of work whose progress the chunk records.
         return group, name, chunk.chunk_index
@@ -259,118 +283,12 @@ def _mark_of(
         return None
     dims = dimensions(open_array(run.store, run.url, chunk.array))
     unit = unit_of_chunk(chunk.array, dims, chunk.chunk_index, run.probe_inputs, batch_of)
-    if unit is None or unit[0].per_group:
+    if unit is None:
         return None
-    return GROUP, unit[0].progress, unit[1]
+    return group_of(chunk.array) if unit[0].per_group else GROUP, unit[0].progress, unit[1]
 
 
-def _batch_finder(run: Run) -> BatchOfChunk:
-    """Build a function that returns the batch whose samples a chunk holds."""
-    batches: dict[str, list[int]] = {}
-
-    def of_chunks(path: str) -> list[int]:
-        """List the batch of each chunk along the dimension ``sample`` of an array."""
-        first, last = (open_array(run.store, run.url, one) for one in (path, "images/image"))
-        along, group = dimensions(first).index("sample"), path.rpartition("/")[0]
-        if f"{group}/sample" not in consolidated_metadata(run.location):
-            # This group holds all samples, so the number of a chunk is the number of its batch.
-            return list(range(first.cdata_shape[along]))
-        chunk = first.chunks[along]
-        samples = run.read(group, "sample")[::chunk]
-        return [int(sample) // last.chunks[0] for sample in samples]
-
-    def batch_of(path: str, chunk: int) -> int | None:
-        if path not in batches:
-            try:
-                batches[path] = of_chunks(path)
-            except RunError:
-                # The group's list of samples or its metadata is damaged, so the batch is
-                # unknown.  The damaged file itself is reported when it is checked.
-                batches[path] = []
-        return batches[path][chunk] if chunk < len(batches[path]) else None
-
-    return batch_of
-
-
-def unit_of_chunk(
-    path: str,
-    dims: tuple[str, ...],
-    chunk_index: tuple[int, ...],
-    layers: list[str],
-    batch_of: BatchOfChunk | None = None,
-) -> tuple[UnitKind, tuple[int, ...]] | None:
-    """Return the kind and index of the unit of work that writes a chunk; None if none does.
-
-    All units of an accumulator share one index, since each adds to the result of the one before.
-
-    Args:
-        path: path of the array.
-        dims: names of the array's dimensions.
-        chunk_index: position of the chunk in the array's chunk grid.
-        layers: names of all probe inputs, in order.
-        batch_of: function of the array's path and a chunk's position along ``sample`` that gives
-            the batch to which the chunk belongs, or None if the batch is unknown; None numbers
-            chunks and batches alike.
-    """
-    kind = kind_of_group(path)
-    if kind is None or not kind.writes(dims) or is_progress_array(path):
-        # No unit of work writes this chunk: it was written when the run, or the group of an
-        # intervention, was created.
-        return None
-    numbered = ARRAY_DIM["batch"]
-    if batch_of is not None and "batch" in kind.dims and numbered in dims and not kind.per_group:
-        axis = dims.index(numbered)
-        batch = batch_of(path, chunk_index[axis])
-        if batch is None:
-            return None
-        chunk_index = (*chunk_index[:axis], batch, *chunk_index[axis + 1 :])
-    return kind, kind.index_of_chunk(path, dims, chunk_index, layers)
-
-
-def _expectation(run: Run) -> _Expectation:
-    """Build a function that tells from the progress record whether a chunk must exist."""
-    layers, batch_of = run.probe_inputs, _batch_finder(run)
-    counts_by_group: dict[str, np.ndarray] = {}
-
-    def counts(kind: UnitKind, path: str) -> np.ndarray:
-        group = "/".join(path.split("/")[:2]) if kind.per_group else GROUP
-        key = f"{group}/{kind.progress}"
-        if key not in counts_by_group:
-            try:
-                counts_by_group[key] = run.progress_of(group).counts(kind)
-            except RunError:
-                # The progress array cannot be opened: the creation of its group is unfinished, or
-                # its metadata was already reported as corrupt.  No chunk is expected then.
-                counts_by_group[key] = np.zeros(0, int)
-        return counts_by_group[key]
-
-    def is_expected(path: str, dims: tuple[str, ...], chunk_index: tuple[int, ...]) -> bool:
-        unit = unit_of_chunk(path, dims, chunk_index, layers, batch_of)
-        if unit is None:
-            kind = kind_of_group(path)
-            if kind is not None and not kind.per_group and kind.writes(dims):
-                # A unit of work writes this chunk, but the batch of the unit cannot be determined,
-                # because the list of the group's samples is damaged.
-                return False
-            # This chunk holds coordinates, which are written when the group is created, so it must
-            # exist.  It may be missing only in the group of an intervention of which no unit is
-            # complete, because the process may have been interrupted while it created the group.
-            return kind is None or not kind.per_group or bool(counts(kind, path).any())
-        recorded = counts(unit[0], path)
-        if not recorded.size:
-            return False
-        count = int(recorded[unit[1]])
-        if "buffer" in dims and count % BUFFERS != chunk_index[dims.index("buffer")]:
-            # Each accumulator has two buffers, and only the one with the last complete sums is
-            # read.  This chunk is of the other buffer, which an interrupted unit may have written
-            # in part.
-            return False
-        return count > 0
-
-    return is_expected
-
-
-def _corrupt_chunks(array: zarr.Array, is_expected: _Expectation) -> Iterator[CorruptChunkError]:
+def _corrupt_chunks(array: zarr.Array, is_expected: Expectation) -> Iterator[CorruptChunkError]:
     """Yield an error for each chunk of an array that is corrupt, or missing but required."""
     dims = dimensions(array)
     for chunk_index in product(*(range(count) for count in array.cdata_shape)):

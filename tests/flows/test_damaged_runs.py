@@ -6,11 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from intervention_helpers import carry_out_intervention
 
 from flows import cli
+from ldmprobe_core.interventions.spec import Intervention
 from ldmprobe_core.storage import verify
 from ldmprobe_core.storage.lease import hold_lease
 from ldmprobe_core.storage.run import Run
+from ldmprobe_core.storage.stores.checksum_store import CorruptChunkError
 from ldmprobe_core.storage.stores.metadata_cache import invalidate_cache
 
 HARMS = {
@@ -36,6 +39,14 @@ def copy(finished_run, tmp_path):
     target = tmp_path / Path(finished_run.url).name
     shutil.copytree(finished_run.url, target)
     return target
+
+
+@pytest.fixture
+def edited_copy(copy):
+    """Return such a copy with an intervention, and the name of the intervention."""
+    spec = Intervention(samples=1, steps=1, layers=("mid_block*",), controls=())
+    carry_out_intervention(Run(str(copy)), spec)
+    return copy, spec.name
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -113,6 +124,29 @@ def test_verify_names_a_damaged_summary_of_an_intervention(copy, capfd, monkeypa
     assert "edits/depth-1/summary.json is unreadable (" in capfd.readouterr().err
 
 
+def test_verify_names_lost_settings_of_an_intervention_and_redo_restores_them(
+    edited_copy, capfd, monkeypatch
+):
+    copy, name = edited_copy
+    settings = copy / f"edits/{name}/intervention.json"
+    before = settings.read_text()
+    settings.unlink()
+    image = copy / f"interventions/{name}/image/c/0/0/0/0/0/0/0/0"
+    for damaged in (False, True):
+        settings.unlink(missing_ok=True)
+        if damaged:  # its repair removes the summary, which holds the settings
+            image.unlink()
+        else:
+            monkeypatch.setattr(sys, "argv", ["ldmprobe", "verify", str(copy)])
+            with pytest.raises(SystemExit) as stop:
+                cli.main()
+            assert stop.value.code == 3
+            assert f"edits/{name}/intervention.json is missing. Fix: " in capfd.readouterr().err
+        said = redo(copy, capfd, monkeypatch)
+        assert f"edits/{name}/intervention.json is restored from the summary beside it" in said
+        assert settings.read_text() == before
+
+
 def test_verify_redo_leaves_a_run_alone_on_which_a_flow_works(copy, capfd, monkeypatch):
     """The flow would write its summary after a unit was marked as not complete."""
     (copy / "labels/depth/c/0/0/0").unlink()
@@ -180,3 +214,33 @@ def test_verify_redo_names_the_command_that_repeats_damaged_edits(copy, capfd, m
         "the damaged edits of a will be repeated by `ldmprobe intervene` with the same options, "
         "which are in edits/a/intervention.json"
     )
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        (
+            ["interventions/b/target_map/c/0/0/0/0"],
+            "only the creation of the intervention writes it. Fix: note the options in "
+            "edits/b/intervention.json, remove interventions/b and edits/b, and repeat",
+        ),
+        (
+            ["interventions/b/target_map/c/0/0/0/0", "samples/seed/c/0"],
+            "samples/seed/c/0 is damaged, and cannot be computed from the rest of the run",
+        ),
+    ],
+)
+def test_verify_redo_says_what_it_repaired_beside_damage_beyond_repair(
+    copy, capfd, monkeypatch, keys, words
+):
+    (copy / "labels/depth/c/0/0/0").unlink()
+    left = [CorruptChunkError(str(copy), key, "missing") for key in keys]
+    repair = verify.Repair([("progress", "labeled", (0,))], left)
+    monkeypatch.setattr(verify, "clear_progress", lambda run, damage: repair)
+    monkeypatch.setattr(sys, "argv", ["ldmprobe", "verify", str(copy), "--redo"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    captured = capfd.readouterr()
+    assert stop.value.code == 3
+    assert "1 unit of work with damaged chunks will be repeated by the next run" in captured.out
+    assert words in captured.err

@@ -42,7 +42,10 @@ def test_accumulate_unit_counts_an_interrupted_or_repeated_unit_once(
         accumulate_unit(run.url, 0, 1)  # its sums are written, its mark is not
     monkeypatch.setattr(Progress, "set_count", real)
     assert Accumulator.read(run, 0, run.progress.count("accumulated", 0)).count == len(first[0])
-    with pytest.raises(RuntimeError, match="has completed 1 of its 2 units"):
+    with pytest.raises(
+        RunError,
+        match=rf"has completed 1 of its 2 units\. Fix: run `ldmprobe verify {run.url} --redo`",
+    ):
         require_accumulated(run)
     assert accumulate_unit(run.url, 0, 1)["samples"] == len(second[0])
     assert accumulate_unit(run.url, 0, 1)["samples"] == 0  # again
@@ -116,6 +119,24 @@ def test_damaged_statistics_are_found_and_their_part_is_accumulated_again(tiny_m
         accumulate_unit(run.url, 1, number)
     assert list(find_corrupt_chunks(run)) == []
     np.testing.assert_array_equal(moments_of_untouched(run), before)
+
+
+def test_a_mark_of_sums_lost_from_a_finished_run_is_missing(summed, tmp_path):
+    run = Run(str(shutil.copytree(summed.url, tmp_path / summed.url.rpartition("/")[2])))
+    run.location.write_text("summary.json", "{}")
+    run.location.remove("progress/accumulated/c/1")
+    (mark,) = find_corrupt_chunks(run)
+    assert (mark.key, mark.reason) == ("progress/accumulated/c/1", "missing")
+    assert clear_progress(run, [mark]).units == [("progress", "accumulated", (1,))]
+    assert not run.location.has("summary.json")
+    assert list(find_corrupt_chunks(run)) == []  # a run without summary may lack marks
+    for number in range(len(run_accumulation_units(run)[1])):
+        accumulate_unit(run.url, 1, number)
+    assert (
+        run.progress.counts("accumulated").tolist()
+        == summed.progress.counts("accumulated").tolist()
+    )
+    assert list(find_corrupt_chunks(run)) == []
 
 
 def test_sums_that_a_late_worker_overwrote_are_refused_and_accumulated_again(summed, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from run_helpers import arrays
 
 from ldmprobe_core.analysis.report.build import build_report
+from ldmprobe_core.errors import RunError
 from ldmprobe_core.pipeline.generate import generate_batch
 from ldmprobe_core.pipeline.label import label_batch
 from ldmprobe_core.pipeline.prepare import prepare_run
@@ -121,11 +122,13 @@ def test_stages_refuse_to_start_before_the_units_that_they_read_are_done(finishe
     for batch in (0, 1, 3):
         generate_batch(run.url, batch)
         label_batch(run.url, batch)
-    with pytest.raises(RuntimeError, match=r"1 units of work are not labeled yet.*\(2,\)"):
+    with pytest.raises(
+        RunError, match=r"1 unit of work is not labeled yet.*\(2,\).*verify .* --redo"
+    ):
         probe_cell(run.url, 1, run.layers[0])
     generate_batch(run.url, 2)
     label_batch(run.url, 2)
     probe_cell(run.url, 1, run.layers[0])
-    with pytest.raises(RuntimeError, match=r"11 units of work are not probed yet.*\(0, 1\)"):
+    with pytest.raises(RunError, match=r"11 units of work are not probed yet.*\(0, 1\)"):
         build_report(run, {})
     assert not run.location.has("summary.json")

@@ -8,6 +8,7 @@ import pytest
 from run_helpers import assert_same, carry_out
 from tiers import rest_slow
 
+from ldmprobe_core.errors import UserError
 from ldmprobe_core.pipeline.generate import generate_batch
 from ldmprobe_core.pipeline.label import label_batch
 from ldmprobe_core.pipeline.prepare import prepare_run
@@ -170,6 +171,57 @@ def test_records_of_units_that_are_not_complete_are_not_compared(finished_run, t
         Path(run.url) / "step_images/trajectory/c/1/0/0/0/0",
     )
     assert list(find_corrupt_chunks(run)) == []
+
+
+@pytest.mark.parametrize("text", [None, "", "[1]"])
+def test_a_damaged_record_of_the_creation_is_written_again(finished_run, copy, text):
+    path = Path(copy.url) / CREATED
+    before = path.read_bytes()
+    path.unlink() if text is None else path.write_text(text)
+    damage = list(find_corrupt_chunks(copy))
+    reason = "missing" if text is None else "changed"
+    assert [(chunk.key, chunk.reason) for chunk in damage] == [(CREATED, reason)]
+    assert clear_progress(copy, damage) == ([], [])
+    assert path.read_bytes() == before
+    assert copy.location.has("summary.json")
+    assert list(find_corrupt_chunks(copy)) == []
+
+
+def test_a_record_of_the_creation_is_not_written_from_damaged_chunks(copy):
+    keys = [CREATED, "samples/seed/c/0"]
+    for key in keys:
+        (Path(copy.url) / key).write_text("damaged")
+    damage = list(find_corrupt_chunks(copy))
+    assert [chunk.key for chunk in damage] == keys
+    assert clear_progress(copy, damage).beyond_repair == damage
+    assert (Path(copy.url) / CREATED).read_text() == "damaged"
+
+
+def test_a_lost_record_of_a_complete_unit_is_damage(finished_run, copy):
+    name = record_name("progress/labeled", (1,))
+    (Path(copy.url) / name).unlink()
+    damage = list(find_corrupt_chunks(copy))
+    assert [(chunk.key, chunk.reason) for chunk in damage] == [(name, "missing")]
+    assert clear_progress(copy, damage) == ([("progress", "labeled", (1,))], [])
+    assert list(find_corrupt_chunks(copy)) == []  # An incomplete unit has no record yet.
+    label_batch(copy.url, 1)
+    assert (Path(copy.url) / name).read_bytes() == (Path(finished_run.url) / name).read_bytes()
+
+
+@pytest.mark.parametrize("folder", ["checksums", "checksums/progress/labeled"])
+def test_a_file_in_the_place_of_a_folder_of_records_is_damage(copy, folder):
+    path = Path(copy.url) / folder
+    lost = {record_name("progress/labeled", (batch,)) for batch in range(4)}
+    lost |= {CREATED} if folder == "checksums" else set()
+    shutil.rmtree(path)
+    path.write_text("")
+    damage = list(find_corrupt_chunks(copy))
+    assert lost <= {chunk.key for chunk in damage}
+    assert {chunk.reason for chunk in damage} == {"missing"}
+    if folder == "checksums":
+        with pytest.raises(UserError, match=r"a file in that of a folder \(.*Fix: move it away"):
+            clear_progress(copy, damage)
+        assert copy.location.has("summary.json")
 
 
 def test_find_corrupt_chunks_reads_runs_without_records(copy):

@@ -8,6 +8,7 @@ import pytest
 
 from ldmprobe_core.errors import RunError
 from ldmprobe_core.storage.run import Run
+from ldmprobe_core.storage.stores.metadata_cache import invalidate_cache
 from ldmprobe_core.storage.verify import clear_progress, find_corrupt_chunks
 
 
@@ -51,3 +52,40 @@ def test_metadata_that_contradicts_its_copy_is_neither_read_nor_repaired(copy, s
     assert (damage.key, damage.reason) == (f"{array}/zarr.json", "changed")
     assert [chunk.key for chunk in clear_progress(run, [damage]).beyond_repair] == [damage.key]
     assert [(root / n).read_bytes() for n in ("zarr.json", f"{array}/zarr.json")] == before
+
+
+@pytest.mark.parametrize(
+    ("path", "garbled"),
+    [
+        ("labels/depth", "labels/dgpth"),
+        ("labels/depth", "labels.depth"),
+        ("labels_clean", "labels_cleao"),
+    ],
+)
+def test_a_path_that_is_damaged_in_the_list_of_arrays_is_not_created(copy, path, garbled):
+    """A node that is listed nowhere has the metadata that the list gives for the missing one."""
+    root = Path(copy.url)
+    text = (root / "zarr.json").read_text()
+    assert f'"{path}":' in text
+    (root / "zarr.json").write_text(text.replace(f'"{path}":', f'"{garbled}":'))
+    before = {p: p.read_bytes() for p in root.rglob("*") if p.is_file()}
+    invalidate_cache(copy.url)
+    run = Run(copy.url)
+    repair = clear_progress(run, list(find_corrupt_chunks(run)))
+    assert [(chunk.key, chunk.reason) for chunk in repair.beyond_repair] == [
+        ("zarr.json", "changed")
+    ]
+    assert {p: p.read_bytes() for p in root.rglob("*") if p.is_file()} == before
+
+
+def test_lost_metadata_is_restored_beside_a_group_that_is_not_listed(copy):
+    root = Path(copy.url)
+    before = json.loads((root / "labels_clean/zarr.json").read_text())
+    (root / "labels_clean/zarr.json").unlink()
+    (root / "labels/mine").mkdir()
+    (root / "labels/mine/zarr.json").write_text(json.dumps(before | {"attributes": {}}))
+    invalidate_cache(copy.url)
+    run = Run(copy.url)
+    repair = clear_progress(run, list(find_corrupt_chunks(run)))
+    assert (repair.units, repair.beyond_repair) == ([], [])
+    assert json.loads((root / "labels_clean/zarr.json").read_text())["node_type"] == "group"

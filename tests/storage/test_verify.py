@@ -129,6 +129,39 @@ def test_clear_progress_takes_back_a_damaged_mark(whole, copy):
     assert_same(whole, copy)
 
 
+@pytest.mark.parametrize(
+    ("lost", "marks"),
+    [
+        ("progress/probed/c/1/0", [("probed", (1, 0))]),
+        ("progress/labeled/c/2", [("labeled", (2,))]),
+        ("progress/generated/c", [("generated", (batch,)) for batch in range(3)]),
+    ],
+)
+def test_marks_lost_from_a_finished_run_are_missing_and_their_units_repeated(
+    whole, copy, lost, marks
+):
+    path = Path(copy.url) / lost
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    keys = [f"progress/{kind}/c/{'/'.join(map(str, index))}" for kind, index in marks]
+    found = list(find_corrupt_chunks(copy))
+    assert [(d.key, d.reason) for d in found] == [(key, "missing") for key in keys]
+    repair = clear_progress(copy, found)
+    assert repair.beyond_repair == []
+    assert repair.units == [("progress", *mark) for mark in marks]
+    assert not copy.location.has("summary.json")
+    assert list(find_corrupt_chunks(copy)) == []  # a run without summary may lack marks
+    assert_same(whole, carry_out(copy.study, str(Path(copy.url).parent)))
+
+
+@pytest.mark.parametrize("name", ["layer", "step", "batch", "timestep"])
+def test_lost_coordinates_of_the_progress_record_are_missing(copy, name):
+    (Path(copy.url) / f"progress/{name}/c/0").unlink()
+    invalidate_cache(copy.url)
+    found = list(find_corrupt_chunks(Run(copy.url)))
+    assert [(d.key, d.reason) for d in found] == [(f"progress/{name}/c/0", "missing")]
+    assert clear_progress(copy, found).beyond_repair == found
+
+
 @pytest.mark.parametrize("key", ["samples/prompt/c/0", "progress/layer/c/0", "progress/step/c/0"])
 def test_clear_progress_returns_damage_that_no_unit_can_repair(copy, key):
     flip(Path(copy.url) / key)

@@ -53,9 +53,11 @@ class CorruptChunkError(RunError):
         self.url, self.key, self.reason = url, key, reason
 
     def __str__(self) -> str:
+        edited = self.key.removeprefix("checksums/").startswith("interventions/")
         return (
             f"{self.url}/{self.key} is {self.reason}. Fix: run `ldmprobe verify {self.url} "
-            "--redo`, then the study again, which repeats only the damaged units"
+            f"--redo`, then the {'intervention' if edited else 'study'} again, which repeats only "
+            "the damaged units"
         )
 
     @property

@@ -1,0 +1,1 @@
+"""Parts of the verification of a run: what must exist, and the recorded checksums."""
