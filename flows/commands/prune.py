@@ -30,6 +30,7 @@ def prune(
     """Show which old runs of a study, or which of their activations, to delete; --yes deletes."""
     from ldmprobe_core.storage.lifecycle.retention import (
         DELETE,
+        PARTLY,
         STRIP,
         apply_retention,
         plan_retention,
@@ -47,7 +48,7 @@ def prune(
         elif item.reason:
             note = f" ({item.reason})"
         console.print(f"{name}: {item.action}{note}", highlight=False, soft_wrap=True)
-    freed = sum(item.size for item in plan if item.action in (DELETE, STRIP))
+    freed = sum(item.size for item in plan if item.action in (DELETE, STRIP, PARTLY))
     if not plan:
         sentence = f"{store} holds no run of a study {study!r}"
     elif yes:
@@ -57,3 +58,5 @@ def prune(
     else:
         sentence = "there is nothing to delete"
     console.print(sentence, highlight=False, soft_wrap=True)
+    if any(item.action == PARTLY for item in plan):
+        raise typer.Exit(1)

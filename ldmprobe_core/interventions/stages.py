@@ -35,6 +35,7 @@ from ldmprobe_core.labelers.registry import labelers_of
 from ldmprobe_core.pipeline.labels import as_label, label_set
 from ldmprobe_core.pipeline.prepare import check_fingerprints
 from ldmprobe_core.pipeline.units import Unit, UnitOperations, register_units
+from ldmprobe_core.storage.bookkeeping import write_identity
 from ldmprobe_core.storage.group_builder import GroupBuilder
 from ldmprobe_core.storage.nodes import open_group
 from ldmprobe_core.storage.run import Run
@@ -67,6 +68,7 @@ def create_intervention(run: Run, spec: Intervention) -> str:
     plan = plan_intervention(run, spec)
     require_varying_predictions(run, spec, plan)
     check_fingerprints(run, study)
+    write_identity(run.location)
     if spec.prop not in labelers_of(study):
         raise UserError(
             f"labels.{spec.prop}: the run takes its maps from files and has no labeler, which an "

@@ -17,6 +17,7 @@ from ldmprobe_core.pipeline.model_cache import get_labelers, model_access
 from ldmprobe_core.pipeline.planning.labeler_sizes import wide_properties
 from ldmprobe_core.pipeline.planning.plan import StudyPlan, plan_of
 from ldmprobe_core.pipeline.planning.store_checks import check_store
+from ldmprobe_core.storage.bookkeeping import write_identity
 from ldmprobe_core.storage.filesystem import Location
 from ldmprobe_core.storage.probe_schema import RunShape
 from ldmprobe_core.storage.run import Run
@@ -49,6 +50,7 @@ def prepare_run(study: Study, store: str) -> Run:
                 run.create(shape, record)
                 return run
     check_fingerprints(run, study)
+    write_identity(run.location)
     # This process may have computed units of the run before, and remember that it recorded the
     # device that they were computed on.
     invalidate_cache(run.url)

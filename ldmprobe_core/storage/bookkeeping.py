@@ -166,9 +166,18 @@ def lay_out(location: Location, files: dict[str, bytes], study: str) -> None:
     except OSError as error:
         raise location.unwritable(error) from error
     created.save(CREATED)
-    location.write_text("identity", uuid.uuid4().hex)
+    write_identity(location)
     location.write_text("study.json", study)
     location.remove(CREATING)
+
+
+def write_identity(location: Location) -> None:
+    """Give a run its random identity, which tells it from an earlier run at its address.
+
+    A run that has one keeps it.  A lost one is replaced: it only keys caches of processes.
+    """
+    if not location.has("identity"):
+        location.write_text("identity", uuid.uuid4().hex)
 
 
 def _has_progress(location: Location) -> bool:

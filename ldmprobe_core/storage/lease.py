@@ -260,7 +260,7 @@ def holder_of(url: str, watch: Callable[[Holder], bool] | None = None) -> Holder
             written = written_at(location, number)
             if written is None:
                 continue
-            if (datetime.now(UTC) - written).total_seconds() > STALE_S:
+            if abs((datetime.now(UTC) - written).total_seconds()) > STALE_S:
                 if watch is None or not watch(holder):
                     return None
                 if (again := _next_write(location, number, written)) is None:

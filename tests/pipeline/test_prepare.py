@@ -36,7 +36,7 @@ def test_prepare_run_notes_a_class_of_a_prompt_that_the_labeler_does_not_know(
     (tmp_path / "prompts.csv").write_text("\n".join(["prompt,seed,class", *rows]))
     study = tiny_study(prompts={"files": str(tmp_path / "prompts.csv"), "samples": None})
     notes = prepare_run(study, str(tmp_path / "runs")).attributes["notes"]
-    found = [note for note in notes if "name no class that the class labeler knows" in note]
+    found = [note for note in notes if " no class that the class labeler knows" in note]
     assert len(found) == (words is not None)
     assert all(note.startswith("1 of 6 images") and words in note for note in found)
 
@@ -78,6 +78,16 @@ def test_prepare_run_cut_off_leaves_no_run_and_can_be_repeated(tiny_study, tmp_p
     assert not Run(url).exists
     prepare_run(tiny_study(), str(tmp_path))
     assert Run(url).exists
+
+
+def test_a_lost_identity_is_replaced_when_the_run_is_resumed(finished_run, tmp_path):
+    study = finished_run.study
+    run = prepare_run(study, str(tmp_path))
+    first = run.location.read_text("identity")
+    assert prepare_run(study, str(tmp_path)).location.read_text("identity") == first
+    run.location.remove("identity")
+    generate_batch(prepare_run(study, str(tmp_path)).url, 0)
+    assert run.location.read_text("identity") not in ("", first)
 
 
 def test_a_run_under_the_name_of_another_study_is_left_alone(finished_run, tmp_path):

@@ -325,16 +325,17 @@ def test_holder_of_a_lease_that_is_released_meanwhile_is_none(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("alive", [True, False])
-def test_holder_of_watches_a_holder_that_is_old_by_the_clocks(tmp_path, monkeypatch, alive):
-    """The clock of this machine is far ahead, so that every heartbeat looks old."""
+@pytest.mark.parametrize("written", [1e9, 4e9], ids=["clock ahead", "clock behind"])
+def test_holder_of_watches_a_holder_of_another_time(tmp_path, monkeypatch, alive, written):
+    """The clock of this machine is far from the store's, so no heartbeat looks recent."""
     url, location = str(tmp_path / "run"), Location(f"{tmp_path}/run.lease")
     write_lease(url, 1, elsewhere())
-    os.utime(tmp_path / "run.lease/000001", (1e9, 1e9))
+    os.utime(tmp_path / "run.lease/000001", (written, written))
 
     def beat(_: float) -> None:
         if alive:
             location.write_text("000001", json.dumps(vars(elsewhere(1))))
-            os.utime(tmp_path / "run.lease/000001", (1e9 + 5, 1e9 + 5))
+            os.utime(tmp_path / "run.lease/000001", (written + 5, written + 5))
         now[0] += 0.4
 
     now = [0.0]

@@ -23,7 +23,7 @@ from ldmprobe_core.storage.lease import hold_lease
 from ldmprobe_core.storage.lifecycle import retention
 from ldmprobe_core.storage.lifecycle.lease_files import Holder
 from ldmprobe_core.storage.lifecycle.reading import reading
-from ldmprobe_core.storage.lifecycle.retention import DELETE, KEEP, SKIP, STRIP
+from ldmprobe_core.storage.lifecycle.retention import DELETE, KEEP, PARTLY, SKIP, STRIP
 from ldmprobe_core.storage.lifecycle.schedule_record import ScheduleRecord, write_schedule_record
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.verify import clear_progress, find_corrupt_chunks
@@ -302,3 +302,27 @@ def test_activations_are_deleted_and_made_again_bit_by_bit(finished_run, tmp_pat
 def test_numbers_without_meaning_are_refused(tmp_path, runs, activations, words):
     with pytest.raises(UserError, match=words):
         retention.plan_retention(str(tmp_path), "tiny", runs, activations)
+
+
+def test_a_run_that_is_deleted_in_part_is_named_with_the_bytes_that_are_gone(store, monkeypatch):
+    """A file of the labels cannot be deleted; the activations, which come first, are gone."""
+    folder = folder_of(store)
+    plan = retention.plan_retention(folder, "tiny", keep=3)
+    whole = sum(map(len, files(store[3].url).values()))
+    remove = Location.remove_folder
+
+    def refuse(location, name=""):
+        if name == "labels":
+            raise PermissionError(1, "Operation not permitted")
+        remove(location, name)
+
+    monkeypatch.setattr(Location, "remove_folder", refuse)
+    (item,) = (one for one in retention.apply_retention(plan, "tiny") if one.url == store[3].url)
+    left = sum(map(len, files(store[3].url).values()))
+    assert (item.action, item.size) == (PARTLY, whole - left)
+    assert 0 < left < whole
+    assert "not permitted" in item.reason
+    monkeypatch.undo()
+    (item,) = (one for one in retention.apply_retention(plan, "tiny") if one.url == store[3].url)
+    assert item.action == DELETE
+    assert not os.path.exists(store[3].url)

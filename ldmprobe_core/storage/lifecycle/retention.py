@@ -24,6 +24,9 @@ from ldmprobe_core.storage.run import Run
 KEEP, DELETE, STRIP, SKIP = "keep", "delete", "delete activations", "left alone"
 """Actions on a run; `STRIP` deletes the chunks of its activations, and nothing else."""
 
+PARTLY = "deleted in part"
+"""Action on a run of which some files could not be deleted; the next call goes on."""
+
 _MOST_WATCHED = 16
 """Largest number of leases that are watched at once."""
 
@@ -36,9 +39,9 @@ class Retention:
 
     Attributes:
         url: URL of the run.
-        action: one of `KEEP`, `DELETE`, `STRIP` and `SKIP`.
+        action: one of `KEEP`, `DELETE`, `STRIP`, `SKIP` and `PARTLY`.
         size: number of bytes that the action frees.
-        reason: why the run is left alone; empty for other actions.
+        reason: why the run, or a part of it, is left alone; empty for other actions.
     """
 
     url: str
@@ -138,6 +141,7 @@ def apply_retention(plan: list[Retention], study: str) -> list[Retention]:
     """
     done = []
     for item in plan:
+        begun = False
         if item.action not in (DELETE, STRIP):
             done.append(item)
             continue
@@ -147,11 +151,15 @@ def apply_retention(plan: list[Retention], study: str) -> list[Retention]:
                 present = [f for f in Location(store).folders("") if f"{store}/{f}" != _own(item)]
                 reason = _hindrance(item.url, study) or _work_on(item.url, present, watch=True)
                 if not reason:
+                    before, begun = Location(item.url).size(), True
                     _delete(item, present)
         except (LdmprobeError, OSError) as error:
             # After an error, only this run is skipped, and the loop goes on with the next run.  The
             # next call of `apply_retention` tries again to delete from the skipped run.
             reason = str(error).partition(". Fix")[0]
+            if begun and (freed := before - Location(item.url).size()):
+                done.append(Retention(item.url, PARTLY, freed, reason))
+                continue
         done.append(Retention(item.url, SKIP, reason=reason) if reason else item)
     return done
 
