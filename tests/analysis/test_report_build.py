@@ -44,7 +44,7 @@ def test_build_report_escapes_prompts_and_writes_figures(tiny_study, tmp_path):
     assert "too few for intervals." in page
     assert "bootstrap interval" not in page
     assert "% interval" not in page
-    assert "would explain its score" not in page
+    assert "could explain its score" not in page
     assert "no interval to compare with position" in page
     assert "not clearly above" not in page.partition('<h2 id="emergence">')[0]
     assert "The differences are taken sample by sample, over the test samples" in page

@@ -146,7 +146,7 @@ def test_captions_say_by_how_much_layers_and_steps_differ_and_where_curves_cross
     best.step, best.layer, best.metric = 2, "b", "dice"
     curves = SimpleNamespace(cells=cells, kind="ridge")
     caption = heatmap_caption("foreground", curves, ["a", "b"], summary)
-    assert "layers differ by up to 0.60, in that layer those of steps by up to 0.40." in caption
+    assert "layers differ by up to 0.60; in this layer, steps differ by up to 0.40." in caption
     probe = np.array([[0.5, 9.0], [0.6, 9.0], [0.7, 9.0]])
     curves = SimpleNamespace(
         labeled=True, probe=probe, decoded=np.array([True, False]), decoded_steps=np.arange(1, 4),
@@ -156,8 +156,10 @@ def test_captions_say_by_how_much_layers_and_steps_differ_and_where_curves_cross
         },
     )  # fmt: skip
     assert curves_caption("foreground", curves, "dice").endswith(
-        "On the decoded latents, the labeler's mean passes the probes' at step 3. On the predicted "
-        "clean image, the labeler's mean never passes the probes'."
+        ", over the steps. The labeler's curves are of the 1 test image with step images, the "
+        "probes' curve is of all 2. Compared on the former: On the decoded latents, the labeler's "
+        "mean passes the probes' at step 3. On the predicted clean image, the labeler's mean never "
+        "passes the probes'."
     )
     curves.sources["clean"] += 0.6
     assert curves_caption("foreground", curves, "dice").endswith(

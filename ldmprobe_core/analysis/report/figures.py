@@ -25,6 +25,7 @@ from ldmprobe_core.analysis.report.style import (
 )
 from ldmprobe_core.analysis.run_analysis import RunAnalysis
 from ldmprobe_core.analysis.stored_probes import SampleMaps
+from ldmprobe_core.errors import counted
 from ldmprobe_core.pipeline.groups import STEP_IMAGES, samples_in
 from ldmprobe_core.storage.run import SOURCES, Run
 from ldmprobe_core.study.layers import LATENTS, short_layer
@@ -56,14 +57,20 @@ def curves_caption(prop: str, curves: Curves, metric: str) -> str:
     )
     steps, samples = curves.decoded_steps, curves.decoded
     probe = curves.probe[steps - 1][:, samples].mean(1)
+    found = ""
     for source, title in (("trajectory", "decoded latents"), ("clean", "predicted clean image")):
         scores = curves.sources[source][steps - 1][:, samples].mean(1)
         # Skip a labeler that does not exist or has undefined scores.
         if not np.isfinite(scores - probe).all():
             continue
         if passes := _passes(scores > probe, steps, len(curves.probe)):
-            text += f" On the {title}, the labeler's mean {passes}."
-    return text
+            found += f" On the {title}, the labeler's mean {passes}."
+    if found and not samples.all():
+        text += (
+            f" The labeler's curves are of the {counted(int(samples.sum()), 'test image')} with "
+            f"step images, the probes' curve is of all {len(samples)}. Compared on the former:"
+        )
+    return text + found
 
 
 def _passes(above: np.ndarray, steps: np.ndarray, total: int) -> str:

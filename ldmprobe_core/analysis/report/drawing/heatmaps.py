@@ -123,7 +123,7 @@ def other_heatmaps_text(prop: str, curves: Curves) -> tuple[str, str]:
     shown, reading = [], ""
     if curves.other_cells:
         shown.append("controls in the colour scale of the heatmap above")
-        reading = " A control that is as bright as the probe would explain its score."
+        reading = " A control that is as bright as the probe could explain its score."
     if curves.partial_cells is not None:
         scale = "another" if shown else "their own colour scale"
         shown.append(f"partial scores of probes (position regressed out) in {scale}")
@@ -140,13 +140,14 @@ def heatmap_caption(prop: str, curves: Curves, layers: list[str], summary: Summa
     )
     if clause := unmeasured_clause(result, samples):
         return f"{text}No cell has a frame: {clause}."
-    chosen = "chosen on validation samples"
+    chosen = "which validation samples choose; another one can be brighter here"
     if result.undefined.unchosen:
         chosen = "which is the first one, as no validation score is defined to choose by"
     text += (
         f"The frame marks the best cell, step {best.step} of {short_layer(best.layer)}, {chosen}. "
-        "Above the colour bar: position alone, also a line in the bar where it lies in its range, "
-        "and the ceiling, the best that one value a token can reach on the layers' token grids."
+        "Numbers above the colour bar: the ceiling, which is the best that one value a token can "
+        "reach on the layers' token grids, and position alone, which is a line in the bar too if "
+        "it lies in its range."
     )
     cells = np.where(np.isfinite(curves.cells), curves.cells, np.nan)
     over_layers, over_steps = cells[best.step - 1], cells[:, layers.index(best.layer)]
@@ -154,6 +155,6 @@ def heatmap_caption(prop: str, curves: Curves, layers: list[str], summary: Summa
         return text
     among, along = (float(np.nanmax(v) - np.nanmin(v)) for v in (over_layers, over_steps))
     return (
-        f"{text} At that step the means of layers differ by up to {among:.2f}, in that layer those "
-        f"of steps by up to {along:.2f}."
+        f"{text} At step {best.step}, layers differ by up to {among:.2f}; in this layer, steps "
+        f"differ by up to {along:.2f}."
     )
