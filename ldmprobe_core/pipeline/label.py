@@ -193,7 +193,7 @@ def _write(run: Run, group: str, labels: dict[str, np.ndarray], rows: slice) -> 
     stored = {}
     for name, values in labels.items():
         dtype = open_array(run.store, run.url, f"{group}/{name}").dtype
-        with np.errstate(over="ignore"):
+        with np.errstate(all="ignore"):
             stored[name] = values.astype(dtype)
         if np.isinf(stored[name]).any():
             prop = CLASS if name == CLASS_SCORE else name

@@ -29,6 +29,9 @@ MODULE = """
     def far(images):
         return images[..., 1].astype(np.float32) * 1000 + 100
 
+    def faint(images):
+        return images[..., 0] * 1e-11
+
     def overwritten(images):
         images[images < 128] = 0
         return images[..., 0] / 255
@@ -112,6 +115,19 @@ def test_step_labels_of_an_own_labeler_keep_values_beyond_float16(tiny_study, tm
     depth = run.read("labels_clean", "depth", sample=slice(0, 1))
     np.testing.assert_array_equal(depth, images[..., 1] * np.float32(1000) + np.float32(100))
     assert depth.max() > 70_000
+
+
+def test_labels_below_float16_are_stored_where_numpy_raises_floating_point_errors(
+    tiny_study, tmp_path, module
+):
+    labels = {"foreground": f"{module[0]}:faint", "depth": None, "shading": None, "class": None}
+    run = prepare_run(tiny_study(labels=labels), str(tmp_path))
+    generate_batch(run.url, 0)
+    with np.errstate(all="raise"):
+        label_batch(run.url, 0)
+    steps = run.read("labels_clean", "foreground", sample=slice(0, 1))
+    assert steps.dtype == np.float16
+    assert not steps.any()
 
 
 @pytest.mark.parametrize(
