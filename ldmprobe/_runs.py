@@ -209,12 +209,14 @@ def _run_study(study: Study, store: str, progress: bool) -> Run:
         check_fingerprints(target, planned.study)
         return Run(target.url)
     check_store(planned, target)
+    # The estimate is made before the work, so that an error in it costs no computed units.
+    memory = planned.memory
     holder = f"run_study (process {os.getpid()})"
     with planned.in_use(), hold_lease(target.url, holder) as lease:
         run = Run(prepare_run(planned.study, store).url)
         seconds, peaks = _carry_out(run, progress, lease)
         on_gpu = "GPU memory" in peaks
-        planned_peaks = planned_bytes(planned.memory, 1, on_gpu) if peaks else {}
+        planned_peaks = planned_bytes(memory, 1, on_gpu) if peaks else {}
         lease.require_held()
         build_report(run, seconds, memory=peak_records(planned_peaks, peaks))
     return run
