@@ -15,6 +15,7 @@ import numpy as np
 
 from ldmprobe_core.errors import NEW_RUN, UserError
 from ldmprobe_core.labelers.base import LabelerEntry, SourceFile, no_weights
+from ldmprobe_core.labelers.checks.global_settings import restored_settings
 from ldmprobe_core.study.extensions.components import Component
 from ldmprobe_core.study.extensions.definitions import (
     function_definition,
@@ -173,7 +174,8 @@ def import_labeler(prop: str, name: str) -> Any:
             "this is not the name of a function", "write it as package.module:function"
         )
     try:
-        found: Any = importlib.import_module(module_name)
+        with restored_settings():
+            found: Any = importlib.import_module(module_name)
     # The import runs code of the module, which may raise any exception.
     except (Exception, SystemExit) as error:
         raise import_error(

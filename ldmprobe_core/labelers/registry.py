@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers import classes, depth, edges, foreground, shading, tabletop
 from ldmprobe_core.labelers.base import Labeler, LabelerEntry, no_weights
+from ldmprobe_core.labelers.checks.global_settings import restored_settings
 from ldmprobe_core.labelers.checks.results import LabelerFilesError, load_checked, named_errors
 from ldmprobe_core.labelers.functions import (
     ComponentLabeler,
@@ -300,7 +301,9 @@ def find_labeler(prop: str, name: str) -> LabelerEntry:
     if (prop, name) not in _LABELERS:
         component = _component(prop)
         offered = f"{component.vector if component else prop}.{name}"
-        for loader in load_entry_points(ENTRY_POINTS, offered, f"labels.{prop}"):
+        with restored_settings():
+            loaders = load_entry_points(ENTRY_POINTS, offered, f"labels.{prop}")
+        for loader in loaders:
             _LABELERS[prop, name] = as_entry(loader)
     if (prop, name) not in _LABELERS:
         if parts := components_of(prop):

@@ -12,6 +12,7 @@ import torch
 
 from ldmprobe_core.errors import NEW_RUN, LdmprobeError, RunError, UserError
 from ldmprobe_core.labelers.base import Labeler, LabelerEntry
+from ldmprobe_core.labelers.checks.global_settings import restored_settings
 from ldmprobe_core.study.probe_sections import LabelerSpec
 from ldmprobe_core.study.properties import CLASS, SHARE_TOLERANCE, Property
 
@@ -80,7 +81,7 @@ class CheckedLabeler:
             UserError: the labeler's result is not numeric, or has another shape.
         """
         remedy = _CORRECTED if self.is_own else _AGAIN
-        with named_errors(self.key, self.name, LabelerError, remedy):
+        with named_errors(self.key, self.name, LabelerError, remedy), restored_settings():
             result = self.labeler(images)
         return self._labels(result, images)
 
@@ -108,7 +109,8 @@ class CheckedLabeler:
         """
         height, width = images.shape[1:3]
         failure = f"failed on an image of noise, {height} x {width} pixels"
-        with named_errors(self.key, self.name, UserError, f"{_OTHER}, or {_ANY_IMAGE}", failure):
+        remedy = f"{_OTHER}, or {_ANY_IMAGE}"
+        with named_errors(self.key, self.name, UserError, remedy, failure), restored_settings():
             result = self.labeler(images)
         labels = self._labels(result, images)
         lowest, highest = np.fmin.reduce(labels, None), np.fmax.reduce(labels, None)
@@ -251,6 +253,7 @@ def load_checked(
         UserError: its package or weights are missing.
         LabelerError: its code raised an exception.
     """
-    with named_errors(key, spec.name, LabelerError, _OTHER, "cannot be loaded"):
+    failure = "cannot be loaded"
+    with named_errors(key, spec.name, LabelerError, _OTHER, failure), restored_settings():
         labeler = entry.load(spec, device)
     return CheckedLabeler(key, spec.name, labeler, record, entry.is_own)
