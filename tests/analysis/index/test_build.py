@@ -109,7 +109,7 @@ def test_index_shows_a_finished_run_whose_property_is_defined_otherwise(
     shutil.copytree(finished_run.url, tmp_path / "run")
     study = json.loads((tmp_path / "run/study.json").read_text())
     first, other = (
-        {"warm": {"kind": "scalar", "metrics": [metric]}} for metric in ("spearman", "pearson")
+        {"glow": {"kind": "scalar", "metrics": [metric]}} for metric in ("spearman", "pearson")
     )
     own_module("unused", "")  # forgets the property afterwards
     parse_study({**study, "properties": first})
