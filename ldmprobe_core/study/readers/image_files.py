@@ -46,6 +46,7 @@ def open_rgb(path: Path) -> Image.Image:
         require_intact(path, image.format)
         require_all_pixels(path, image)
         image.load()
+        scale_transparency(path, image)
         if image.format in ("JPEG", "MPO"):
             require_whole_jpeg(path, image)
         return _to_rgb(path, ImageOps.exif_transpose(image))
@@ -208,7 +209,7 @@ def _to_rgb(path: Path, image: Image.Image) -> Image.Image:
     mode = image.mode
     if mode.startswith("I"):
         return _scaled_grey(path, image)
-    if mode == "RGB" and "transparency" in image.info and _is_png_of_16_bits(path):
+    if mode == "RGB" and "transparency" in image.info and _png_bits(path) == 16:
         # Pillow keeps 8 bits of a colour, so that more colours than the transparent one match it.
         raise UserError(
             f"{path}: one colour of 16 bits is transparent ({image.info['transparency']}). Fix: "
@@ -240,8 +241,19 @@ def _scaled_grey(path: Path, image: Image.Image) -> Image.Image:
     return Image.fromarray(rgb)
 
 
-def _is_png_of_16_bits(path: Path) -> bool:
-    """Return whether a file is a PNG with 16 bits per channel, by the first chunk."""
+def scale_transparency(path: Path, image: Image.Image) -> None:
+    """Scale the transparent value of a grey PNG of 2 or 4 bits to the 8 bits of its pixels.
+
+    Pillow scales the pixels alone, so that the transparent value names other pixels, or none.
+    """
+    highest = 2 ** (_png_bits(path) or 8) - 1
+    value = image.info.get("transparency")
+    if image.mode == "L" and isinstance(value, int) and value <= highest:
+        image.info["transparency"] = value * 255 // highest
+
+
+def _png_bits(path: Path) -> int | None:
+    """Return the bits per channel of a PNG, from its first chunk; None for other files."""
     with path.open("rb") as file:
         start = file.read(25)
-    return start.startswith(b"\x89PNG") and start[24:] == b"\x10"
+    return start[24] if start.startswith(b"\x89PNG") else None

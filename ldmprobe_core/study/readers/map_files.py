@@ -17,6 +17,7 @@ from ldmprobe_core.study.readers.image_files import (
     require_all_pixels,
     require_intact,
     require_readable_size,
+    scale_transparency,
 )
 
 MAP_SUFFIXES = (".npy", ".png", ".tif", ".tiff", ".exr")
@@ -292,6 +293,7 @@ def _image(path: Path) -> np.ndarray:
         require_intact(path, image.format)
         require_all_pixels(path, image)
         image.load()
+        scale_transparency(path, image)
         upright = ImageOps.exif_transpose(image)
     if inverted:
         raise UserError(

@@ -196,6 +196,27 @@ def test_image_of_sixteen_bit_grey_with_a_transparent_value_is_scaled(tmp_path, 
     np.testing.assert_array_equal(found, np.repeat(np.array(expected)[None, :, None], 3, -1))
 
 
+@pytest.mark.parametrize(
+    ("bits", "packed", "transparent", "expected"),
+    [
+        (1, 0b01000000, 1, [0, 255]),
+        (2, 0b00_01_10_11, 1, [0, 255, 170, 255]),
+        (2, 0b00_01_10_11, 0, [255, 85, 170, 255]),
+        (4, 0x56, 5, [255, 102]),
+        (4, 0x56, 15, [85, 102]),
+        (8, 0x55, 5, [85]),
+    ],
+)
+def test_image_of_few_grey_levels_with_a_transparent_one(
+    tmp_path, bits, packed, transparent, expected
+):
+    size = (len(expected), 1)
+    of_png = {"size": size, "bits": bits, "color": 0, "transparent": struct.pack(">H", transparent)}
+    (tmp_path / "a.png").write_bytes(png(bytes([0, packed]), **of_png))
+    found = np.asarray(open_rgb(tmp_path / "a.png"))
+    np.testing.assert_array_equal(found, np.repeat(np.array(expected)[None, :, None], 3, -1))
+
+
 def test_image_of_sixteen_bit_colour_with_a_transparent_colour_is_refused(tmp_path):
     """The decoder keeps 8 bits, in which the two colours are the same."""
     colours = np.array([25600, 257, 0, 25601, 257, 0], ">u2")

@@ -39,22 +39,27 @@ def _grey_rgb(values):
     return np.repeat(np.asarray(values, np.uint8)[..., None], 3, -1)
 
 
-def _png(width, height, bits, color_type, raw):
-    """PNG file of raw rows, each after its filter byte."""
+def _png(width, height, bits, color_type, raw, *further):
+    """PNG file of raw rows, each after its filter byte, with further chunks (kind, data)."""
 
     def chunk(kind, data):
         check = struct.pack(">I", zlib.crc32(kind + data))
         return struct.pack(">I", len(data)) + kind + data + check
 
     head = struct.pack(">IIBBBBB", width, height, bits, color_type, 0, 0, 0)
-    parts = chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(raw)), chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+    parts = (b"IHDR", head), *further, (b"IDAT", zlib.compress(raw)), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind, data) for kind, data in parts)
 
 
 def _png_of_16_bit_rgb(path):
     """Three equal 16-bit channels, of which Pillow reads 8 bits."""
     rows = np.repeat((RAMP * 300).astype(">u2")[..., None], 3, -1)
     path.write_bytes(_png(3, 2, 16, 2, b"".join(b"\0" + row.tobytes() for row in rows)))
+
+
+def _png_of_4_bits(path):
+    """Grey values 2 and 5, of which 5 is transparent; decoded to 8 bits they are 34 and 85."""
+    path.write_bytes(_png(2, 1, 4, 0, b"\0\x25", (b"tRNS", struct.pack(">H", 5))))
 
 
 def _write(path, values):
@@ -141,6 +146,7 @@ REFUSED = [
     ("a.npy", "depth", COLOURED.astype(np.float32), "colour channels differ"),
     ("a.png", "depth", _png_of_16_bit_rgb, "16 bits per channel.* in mode RGB"),
     ("a.png", "depth", lambda p: _image(_ramp(np.uint8)).save(p, transparency=2), "value 2 is tra"),
+    ("a.png", "depth", _png_of_4_bits, "value 85 is transparent"),
     ("a.tif", "depth", _frames, "2 fr"),
     ("a.png", "depth", _frames, "2 fr"),
     ("a.tif", "depth", Image.new("CMYK", (3, 2)), "mode CMYK is that of a colour image"),
