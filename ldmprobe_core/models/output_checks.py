@@ -33,7 +33,8 @@ class NonFiniteError(RunError):
         step = f" at step {self.step}" if self.step is not None else ""
         return (
             f"{self.network}: values are not finite{step} (samples {named} of the batch). Fix: "
-            "check its weights for NaN; with model.dtype float16 try float32 or bfloat16"
+            "check its weights for NaN; if it computes in float16 (model.dtype, or the pipeline "
+            "object's own), try float32 or bfloat16"
         )
 
 
