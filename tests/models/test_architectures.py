@@ -1,5 +1,6 @@
 """Every architecture on a tiny checkpoint of its own classes: plan, generation, activations."""
 
+import copy
 import json
 import shutil
 
@@ -12,7 +13,7 @@ from run_helpers import carry_out, generated
 
 from ldmprobe_core.analysis.report.build import build_report
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.models.architectures.registry import detect_architecture
+from ldmprobe_core.models.architectures.registry import architecture_of, detect_architecture
 from ldmprobe_core.pipeline.planning.plan import plan_study
 from ldmprobe_core.study.layers import CLEAN_PIXELS, INPUT_CONTROLS
 from ldmprobe_core.study.samples import make_samples
@@ -215,3 +216,34 @@ def test_normalise_is_the_inverse_of_denormalise(model_folders, name):
         "sd1": latents / 0.5,
     }
     torch.testing.assert_close(there, expected[name])
+
+
+@pytest.mark.parametrize("upcast", [True, False])
+def test_vae_of_sdxl_in_float16_computes_in_float32_where_its_config_says_so(upcast):
+    pipeline = tiny_models.stable_diffusion_xl()
+    pipeline.vae.register_to_config(force_upcast=upcast)
+    with torch.no_grad():
+        for part in (pipeline.vae.encoder, pipeline.vae.decoder):
+            # Before the normalisation that follows, the values exceed the range of float16.
+            part.mid_block.resnets[0].conv1.weight.mul_(1e5)
+    vae = pipeline.vae.half()
+    weights = {name: value.clone() for name, value in vae.state_dict().items()}
+    exact = copy.deepcopy(vae).float()
+    architecture = architecture_of(pipeline)
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(2, 4, 8, 8, generator=generator).half()
+    images = torch.rand(2, 3, 16, 16, generator=generator) * 2 - 1
+    with torch.no_grad():
+        found = architecture.decode(vae, latents), architecture.encode(vae, images)
+        factor = vae.config.scaling_factor
+        expected = (
+            exact.decode(latents.float() / factor).sample,
+            exact.encode(images).latent_dist.mode() * factor,
+        )
+    for one, other in zip(found, expected, strict=True):
+        assert bool(torch.isfinite(other).all())
+        assert torch.equal(one, other) is upcast
+        assert bool(torch.isfinite(one).all()) is upcast
+    for name, value in vae.state_dict().items():
+        assert value.dtype == torch.float16
+        assert torch.equal(value, weights[name])

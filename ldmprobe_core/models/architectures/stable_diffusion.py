@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
 from diffusers import LCMScheduler, TCDScheduler, UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.architectures.base import (
@@ -138,6 +140,32 @@ class StableDiffusionXL(UNetArchitecture):
         )
         added = {"text_embeds": torch.empty(1, pooled), "time_ids": torch.empty(1, self._TIMES)}
         return {**super().dummy_inputs(), "added_cond_kwargs": added}
+
+    def decode(self, vae: Any, latents: Tensor) -> Tensor:
+        """Decode latents to images, in float32 where the pipeline does so; see `_upcast`."""
+        with self._upcast(vae):
+            return super().decode(vae, latents)
+
+    def encode(self, vae: Any, images: Tensor) -> Tensor:
+        """Encode images as latents, in float32 where the pipeline does so; see `_upcast`."""
+        with self._upcast(vae):
+            return super().encode(vae, images)
+
+    @contextmanager
+    def _upcast(self, vae: Any) -> Iterator[None]:
+        """Context manager in which a float16 VAE is float32 if its config has ``force_upcast``.
+
+        The VAE of Stable Diffusion XL computes values beyond the range of float16.
+        """
+        is_cast = self.vae["force_upcast"] and vae.dtype == torch.float16
+        try:
+            if is_cast:
+                # The method `to` of diffusers would log a warning at each call.
+                nn.Module.to(vae, torch.float32)
+            yield
+        finally:
+            if is_cast:
+                nn.Module.to(vae, torch.float16)
 
     def denormalise(self, latents: Tensor) -> Tensor:
         """Convert latents from the scale of the denoiser to the scale of the VAE.
