@@ -46,13 +46,13 @@ class LabelerSpec(Section):
 
 
 def _named(value: Any) -> Any:
-    """Convert a labeler given by its name alone to a mapping with the key ``name``.
-
-    YAML reads ``off`` and ``no`` as false.
-    """
-    if value is False:
+    """Convert a labeler given by its name alone to a mapping with the key ``name``."""
+    if not isinstance(value, str | dict | LabelerSpec | None):
+        # In YAML, `no` and `off` are false.
+        shown = str(value).lower() if isinstance(value, bool) else repr(value)
         raise ValueError(
-            "false names no labeler. Fix: give null for no labeler, or the name of one"
+            f"this is not the name of a labeler ({shown:.60}). Fix: give a name, or null for no "
+            "labeler"
         )
     return {"name": value} if isinstance(value, str) else value
 

@@ -106,7 +106,7 @@ def test_parse_study_names_the_field_once_with_a_remedy(content, words):
         ("name: 2020-01-01", "name is 2020-01-01: this is not text"),
         (
             "labels: {foreground: off}",
-            "labels.foreground: false names no labeler. Fix: give null for no labeler, or the",
+            "labels.foreground: this is not the name of a labeler (false). Fix: give a name, or",
         ),
         (
             "trajectory: {samples: ALL}",

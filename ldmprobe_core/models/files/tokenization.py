@@ -48,7 +48,8 @@ class PromptTokenizer:
             than CLIP's, and the first CLIP tokenizer's maximum length applies to all of CLIP's, as
             in the pipelines of Stable Diffusion 3 and Flux.  The pipeline's method
             ``_text_preprocessing``, if it has one, changes prompts before they are tokenized;
-            PixArt's makes them lowercase.
+            PixArt's makes them lowercase.  Its method ``_maybe_convert_prompt``, if it has one,
+            replaces the word of a textual inversion with several vectors by a word for each.
 
     Raises:
         UserError: a tokenizer cannot be loaded, has token ids beyond the vocabulary of its text
@@ -65,7 +66,7 @@ class PromptTokenizer:
                 loaded[name] = _load(folder / name, str(entry[1])), str(entry[1])
         self._tokenizers = _with_lengths(loaded, pipeline)
         self._preprocess = getattr(pipeline, "_text_preprocessing", None)
-        self._convert = None
+        self._convert = getattr(pipeline, "_maybe_convert_prompt", None)
         for name, (tokenizer, limit) in self._tokenizers.items():
             encoder = name.replace("tokenizer", "text_encoder")
             _require_fitting(folder / name, tokenizer, limit, folder / encoder / "config.json")
@@ -90,8 +91,7 @@ class PromptTokenizer:
         tokenizer = cls.__new__(cls)
         tokenizer._tokenizers = _with_lengths(loaded, type(pipeline))
         tokenizer._preprocess = getattr(type(pipeline), "_text_preprocessing", None)
-        # A textual inversion of several vectors replaces its word by as many tokens.
-        tokenizer._convert = getattr(pipeline, "maybe_convert_prompt", None)
+        tokenizer._convert = getattr(type(pipeline), "_maybe_convert_prompt", None)
         return tokenizer
 
     @property
@@ -105,10 +105,10 @@ class PromptTokenizer:
         if self._preprocess is not None:
             # No pipeline object exists yet, so None is passed as `self`.  Diffusers' method
             # `_text_preprocessing` uses `self` only to clean captions, which this call does not ask
-            # for.
+            # for, and `_maybe_convert_prompt` does not use it.
             (prompt,) = self._preprocess(None, prompt)
         for name, (tokenizer, limit) in self._tokenizers.items():
-            text = prompt if self._convert is None else self._convert(prompt, tokenizer)
+            text = self._convert(None, prompt, tokenizer) if self._convert else prompt
             whole = tokenizer(text, truncation=False, verbose=False).input_ids
             used = tokenizer(text, truncation=True, max_length=limit).input_ids
             ids.append(tuple(int(i) for i in used))
