@@ -13,9 +13,10 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Annotated
 
 import psutil
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from ldmprobe_core.errors import RunError
 from ldmprobe_core.storage.filesystem import Location
@@ -41,7 +42,7 @@ class Holder:
     key: str
     description: str
     host: str
-    pid: int
+    pid: Annotated[int, Field(ge=0)]
     started_at: float
     heartbeat: int = 0
 
