@@ -124,6 +124,17 @@ def read_holder_or_none(location: Location, number: int) -> Holder | None:
         return None
 
 
+def last_holder(url: str) -> Holder | None:
+    """Read the holder of a run's newest lease, alive or not; None if no lease can be read.
+
+    Raises:
+        UnreadableLeaseError: this user cannot list the folder of the lease.
+    """
+    location = Location(f"{url.rstrip('/')}.lease")
+    number = max(lease_numbers(location), default=0)
+    return read_holder_or_none(location, number) if number else None
+
+
 def this_host() -> str:
     """Return an identifier of the host, boot and namespace within which process ids are unique."""
     parts = [socket.gethostname()]
