@@ -27,8 +27,8 @@ from flows.pause_watch import SUSPENSION_EVENT, PauseWatch
 from ldmprobe_core.errors import without_logins
 from ldmprobe_core.pipeline.planning.plan import StudyPlan, plan_of
 from ldmprobe_core.pipeline.prepare import run_in
-from ldmprobe_core.storage.lease import Lease, hold_lease, holder_of
-from ldmprobe_core.storage.lifecycle.lease_files import Holder
+from ldmprobe_core.storage.lease import Lease, hold_lease
+from ldmprobe_core.storage.lifecycle.lease_files import Holder, last_holder
 from ldmprobe_core.study.schema import Study
 from tasks.stopping import Stop, StoppedError, request_stop, requested_stop, require_not_stopped
 
@@ -61,10 +61,12 @@ def hold_run(url: str, wait_minutes: int | None = None) -> Iterator[Lease]:
         Pause: the flow run was suspended in Prefect.
     """
     who = f"{_WHO}{runtime.flow_run.id}"
-    earlier = holder_of(url)
+    earlier = last_holder(url)
     # A flow run that is resumed soon after it was suspended starts while its earlier process still
-    # waits for the units in progress.
-    patience = UNIT_PATIENCE_S if earlier is not None and earlier.description == who else 0.0
+    # waits for the units in progress.  That may be on a machine with another clock, so the age of
+    # its last heartbeat says nothing; `hold_lease` finds out whether others follow.
+    resumed = earlier is not None and earlier.description == who and not earlier.is_dead
+    patience = UNIT_PATIENCE_S if resumed else 0.0
     options: dict[str, Any] = {"on_lost": lambda: request_stop(_taken_over(url))}
     if wait_minutes is not None:
         patience = max(patience, 60.0 * wait_minutes)

@@ -58,7 +58,7 @@ def watch(run: RunArgument) -> None:
     console.print(f"{watched.url}: {progress_text(watched)}", highlight=False, soft_wrap=True)
     with activity("reading the progress of the run") as shown:
         first, since = unit_counts(watched), time.monotonic()
-        while not watched.location.has("summary.json") and is_held(watched):
+        while not watched.location.has("summary.json") and is_held(watched, patient=True):
             _show(shown, unit_counts(watched), first, time.monotonic() - since)
             time.sleep(LOOK_EVERY_S)
     if watched.location.has("summary.json"):
@@ -117,11 +117,17 @@ def _show(
     refresh(shown, text="summary and report", total=None, note="")
 
 
-def is_held(run: Run) -> bool:
-    """Return whether a process works on a run."""
+def is_held(run: Run, patient: bool = False) -> bool:
+    """Return whether a process works on a run.
+
+    Args:
+        run: the run.
+        patient: whether to watch a lease that is old, or of the future, by the clocks, for half a
+            minute; its holder may be on a machine with another clock.
+    """
     from ldmprobe_core.storage.lease import holder_of
 
-    return holder_of(run.url) is not None
+    return holder_of(run.url, lambda _: patient) is not None
 
 
 def _row(url: str, name: str) -> list[str]:

@@ -18,6 +18,7 @@ from ldmprobe_core.analysis.controls.records import (
     ExactRecord,
     NumberRecord,
     Record,
+    SplitCounts,
     VectorRecord,
 )
 from ldmprobe_core.analysis.generalization.records import AnalysesRecord
@@ -321,9 +322,7 @@ class PeakRecord(Record):
 
 def peak_records(planned: dict[str, int], measured: dict[str, int]) -> dict[str, PeakRecord]:
     """Pair the planned with the measured peak, in bytes, for each kind of memory measured."""
-    return {
-        name: PeakRecord(planned=planned[name], measured=size) for name, size in measured.items()
-    }
+    return {name: PeakRecord(planned=planned[name], measured=n) for name, n in measured.items()}
 
 
 def _if_any() -> Any:
@@ -363,7 +362,7 @@ class Summary(Record):
     study: str
     study_hash: str
     model_fingerprint: str
-    samples: dict[str, int]
+    samples: SplitCounts
     steps: int
     log_snr: list[float | None] = Field(default_factory=list)
     layers: int

@@ -27,6 +27,7 @@ from ldmprobe_core.pipeline.labels import label_set
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap, Interval
 from ldmprobe_core.probing.label_set import LabelSet
 from ldmprobe_core.probing.metrics import mean_of_defined
+from ldmprobe_core.storage.nodes import require_log_snr
 from ldmprobe_core.storage.run import SOURCES, Run
 from ldmprobe_core.study.samples import Sample
 from ldmprobe_core.study.splits import SPLITS
@@ -70,17 +71,18 @@ def _summarise(
     second: SecondProcess | None,
 ) -> RunAnalysis:
     """Do the work of `summarise`, which describes the arguments."""
-    study, samples = run.study, run.samples
+    study, samples, attributes = run.study, run.samples, run.attributes
+    steps = run.open("progress").sizes["step"]
+    require_log_snr(run.url, attributes, steps)
     bootstrap, is_test = test_bootstrap(run, labels)
     properties, curves = _analyse_properties(run, labels, is_test, bootstrap, second)
-    attributes = run.attributes
     nonfinite, nonfinite_cells = count_nonfinite(run)
     summary = Summary(
         study=study.name,
         study_hash=study.hash,
         model_fingerprint=attributes["model_fingerprint"],
         samples=_count_samples(samples) | {"test_groups": bootstrap.groups},
-        steps=run.open("progress").sizes["step"],
+        steps=steps,
         log_snr=attributes.get("log_snr", []),
         layers=len(run.layers),
         properties=properties,

@@ -174,10 +174,14 @@ def lay_out(location: Location, files: dict[str, bytes], study: str) -> None:
 def write_identity(location: Location) -> None:
     """Give a run its random identity, which tells it from an earlier run at its address.
 
-    A run that has one keeps it.  A lost one is replaced: it only keys caches of processes.
+    A run that has one keeps it.  One that is lost, empty or not text is replaced: it only keys
+    caches of processes.
     """
-    if not location.has("identity"):
-        location.write_text("identity", uuid.uuid4().hex)
+    if location.has("identity"):
+        known = location.read_bytes("identity").strip()
+        if known and known.isascii():
+            return
+    location.write_text("identity", uuid.uuid4().hex)
 
 
 def _has_progress(location: Location) -> bool:

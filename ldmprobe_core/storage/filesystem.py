@@ -75,8 +75,14 @@ def normal_url(url: str) -> str:
             f"store {without_logins(url)!r:.80}: {problem}. Fix: give a local folder or s3://bucket/prefix"
         )
 
-    if not url.strip() or not url.isprintable():
-        raise address_error("the address is empty or has control characters")
+    if not url.strip():
+        raise address_error("the address is empty")
+    if not url.isprintable():
+        # Python decodes bytes of file names that are not UTF-8 to surrogates.
+        undecoded = any("\udc80" <= character <= "\udcff" for character in url)
+        raise address_error(
+            "the address is not UTF-8" if undecoded else "the address has unprintable characters"
+        )
     if url != url.strip():
         raise address_error("the address begins or ends with a space")
     protocol, separator, rest = url.partition("://")

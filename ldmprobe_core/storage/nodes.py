@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from zarr.abc.store import Store
 from zarr.errors import ZarrUserWarning
 
-from ldmprobe_core.errors import LdmprobeError, RunError, UserError
+from ldmprobe_core.errors import LdmprobeError, RunError, UserError, counted
 from ldmprobe_core.storage.filesystem import Location
 
 # Zarr warns about files that it does not recognize: arrays without metadata, for which this module
@@ -202,3 +202,23 @@ def checked_attributes(url: str, attributes: dict[str, Any]) -> dict[str, Any]:
             "copy of the file, or move the run away and carry out its study again"
         ) from None
     return attributes
+
+
+def require_log_snr(url: str, attributes: dict[str, Any], steps: int) -> None:
+    """Check that a run's ``log_snr`` has a value for each step; runs of former releases have none.
+
+    Args:
+        url: address of the run.
+        attributes: attributes of its root group.
+        steps: number of the run's sampler steps.
+
+    Raises:
+        RunError: it has another number of values.
+    """
+    n = len(attributes.get("log_snr", []))
+    if n not in (0, steps):
+        raise RunError(
+            f"{url}/zarr.json: the attribute log_snr is damaged ({n} values, not one for each of "
+            f"the {counted(steps, 'step')}). Fix: put back a copy of the file, or move the run "
+            "away and carry out its study again"
+        )

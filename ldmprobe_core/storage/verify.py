@@ -21,7 +21,12 @@ from ldmprobe_core.storage.bookkeeping import (
     FOLDER,
     unit_of_record,
 )
-from ldmprobe_core.storage.nodes import consolidated_metadata, dimensions, open_array
+from ldmprobe_core.storage.nodes import (
+    consolidated_metadata,
+    dimensions,
+    open_array,
+    require_log_snr,
+)
 from ldmprobe_core.storage.progress import GROUP
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.stores.checksum_store import (
@@ -57,9 +62,12 @@ def find_corrupt_chunks(run: Run, array: str = "") -> Iterator[CorruptChunkError
         array: path of one array or group to read; the whole run if empty.
 
     Raises:
-        RunError: the consolidated metadata itself is missing or unreadable.
+        RunError: the consolidated metadata itself is missing or unreadable, or an attribute of the
+            root group is damaged.
     """
     laid_out = consolidated_metadata(run.location)
+    if steps := laid_out.get(f"{GROUP}/step", {}).get("shape"):
+        require_log_snr(run.url, run.attributes, steps[0])
     damaged = list(_damaged_metadata(run, laid_out, array))
     yield from damaged
     unreadable = {chunk.array for chunk in damaged}

@@ -95,6 +95,45 @@ def test_command_names_a_damaged_summary(copy, command, harm, capfd, monkeypatch
     assert "finished" not in captured.out
 
 
+@pytest.mark.parametrize("command", ["verify", "report"])
+def test_command_names_a_log_snr_of_another_number_of_steps(copy, command, capfd, monkeypatch):
+    root = json.loads((copy / "zarr.json").read_text())
+    assert len(root["attributes"]["log_snr"]) == 3
+    root["attributes"]["log_snr"] = [5.0, 1.0]
+    (copy / "zarr.json").write_text(json.dumps(root))
+    monkeypatch.setattr(sys, "argv", ["ldmprobe", command, str(copy)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 3
+    error = capfd.readouterr().err
+    assert "zarr.json: the attribute log_snr is damaged (2 values, not one for each of the" in error
+    assert "the 3 steps). Fix: " in error
+    # A run of a former release has none.
+    del root["attributes"]["log_snr"]
+    (copy / "zarr.json").write_text(json.dumps(root))
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 0
+
+
+@pytest.mark.parametrize("place", ["run", "control"])
+def test_verify_and_show_name_a_summary_without_numbers_of_samples(copy, place, capfd, monkeypatch):
+    summary = json.loads((copy / "summary.json").read_text())
+    if place == "run":
+        summary["samples"] = {"total": 12}
+    else:
+        summary["properties"]["depth"]["controls"]["position"]["samples"] = {}
+    (copy / "summary.json").write_text(json.dumps(summary))
+    for command in ("verify", "show"):
+        monkeypatch.setattr(sys, "argv", ["ldmprobe", command, str(copy)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert stop.value.code == 3
+        error = capfd.readouterr().err
+        assert "summary.json" in error
+        assert "Fix: `ldmprobe report" in error
+
+
 @pytest.mark.parametrize("command", ["verify", "show", "compare", "watch", "list"])
 def test_a_summary_of_another_run_is_not_shown_as_this_ones(copy, command, capfd, monkeypatch):
     summary = json.loads((copy / "summary.json").read_text())

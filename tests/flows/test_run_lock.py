@@ -1,5 +1,6 @@
-"""Lock of a run during a flow: what happens to a flow that was replaced while it was suspended."""
+"""Lock of a run during a flow: flows that are suspended, replaced meanwhile, or resumed."""
 
+import os
 import time
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -37,3 +38,28 @@ def test_a_flow_that_was_replaced_while_it_was_suspended_starts_no_other_unit(
         assert not requested_stop().cancels  # the flow run of the new process goes on
         assert capfd.readouterr().err.count("was taken over") == 1
     assert Location(f"{url}.lease").files() == ["000001", "000002"]
+
+
+@pytest.mark.parametrize("written", [1e9, 4e9], ids=["clock ahead", "clock behind"])
+@pytest.mark.parametrize(("holder", "patience"), [("of-a-test", 900.0), ("of-another", 0.0)])
+def test_a_resumed_flow_waits_for_its_earlier_process_by_any_clock(
+    tmp_path, monkeypatch, written, holder, patience
+):
+    """The clock of this machine is far from the store's, so no heartbeat looks recent."""
+    given = []
+
+    def hold_lease(url, who, patience_s, **_):
+        given.append((who, patience_s))
+        return nullcontext(SimpleNamespace(previous=()))
+
+    flow_run = SimpleNamespace(flow_run=SimpleNamespace(id="of-a-test"))
+    monkeypatch.setattr(run_lock, "runtime", flow_run)
+    monkeypatch.setattr(run_lock, "PauseWatch", lambda _: nullcontext())
+    monkeypatch.setattr(run_lock, "hold_lease", hold_lease)
+    url = str(tmp_path / "run")
+    earlier = Holder("k", f"flow run {holder}", "another-machine/1", 77, 0.0)
+    Location(f"{url}.lease").write_text(lease_name(3), lease_text(earlier))
+    os.utime(f"{url}.lease/{lease_name(3)}", (written, written))
+    with run_lock.hold_run(url):
+        pass
+    assert given == [("flow run of-a-test", patience)]

@@ -71,9 +71,9 @@ def summary(position, shuffled, permuted, onset=THIRD, **more):
         undefined=UndefinedRecord(best=0, any=0),
     )
     return Summary(
-        study="s", study_hash="h", model_fingerprint="f", samples={"total": 9, "test": 5},
-        steps=15, layers=1, properties={"depth": result}, classes=None, nonfinite=0, seconds={},
-        bytes=1, versions={},
+        study="s", study_hash="h", model_fingerprint="f",
+        samples={"total": 9, "train": 4, "test": 5}, steps=15, layers=1,
+        properties={"depth": result}, classes=None, nonfinite=0, seconds={}, bytes=1, versions={},
     )  # fmt: skip
 
 

@@ -80,14 +80,20 @@ def test_prepare_run_cut_off_leaves_no_run_and_can_be_repeated(tiny_study, tmp_p
     assert Run(url).exists
 
 
-def test_a_lost_identity_is_replaced_when_the_run_is_resumed(finished_run, tmp_path):
+def test_a_lost_or_damaged_identity_is_replaced_when_the_run_is_resumed(finished_run, tmp_path):
     study = finished_run.study
     run = prepare_run(study, str(tmp_path))
     first = run.location.read_text("identity")
     assert prepare_run(study, str(tmp_path)).location.read_text("identity") == first
-    run.location.remove("identity")
-    generate_batch(prepare_run(study, str(tmp_path)).url, 0)
-    assert run.location.read_text("identity") not in ("", first)
+    for damaged in (None, b"", b"\xff\xfe"):
+        if damaged is None:
+            run.location.remove("identity")
+        else:
+            run.location.write_bytes("identity", damaged)
+        generate_batch(prepare_run(study, str(tmp_path)).url, 0)
+        found = run.location.read_text("identity")
+        assert len(found) == 32
+        assert found != first
 
 
 def test_a_run_under_the_name_of_another_study_is_left_alone(finished_run, tmp_path):

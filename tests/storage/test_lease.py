@@ -245,9 +245,10 @@ def test_require_held_fails_after_other_holders_came_and_went(tmp_path, monkeypa
 WRONG_TYPES = json.dumps(
     {"key": "k", "description": None, "host": "h", "pid": "x", "started_at": None, "heartbeat": 1}
 )
+NEGATIVE_PID = json.dumps(vars(Holder("k", "d", leases.this_host(), -1, 0.0)))
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", '{"key": "k"}', WRONG_TYPES])
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"key": "k"}', WRONG_TYPES, NEGATIVE_PID])
 def test_lease_file_that_is_not_valid_is_taken_over_after_stale_s(tmp_path, content):
     location = Location(f"{tmp_path}/run.lease")
     location.write_text("000003", content)

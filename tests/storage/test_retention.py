@@ -326,3 +326,30 @@ def test_a_run_that_is_deleted_in_part_is_named_with_the_bytes_that_are_gone(sto
     (item,) = (one for one in retention.apply_retention(plan, "tiny") if one.url == store[3].url)
     assert item.action == DELETE
     assert not os.path.exists(store[3].url)
+
+
+def test_a_store_that_fails_amid_a_deletion_does_not_hide_what_was_deleted(store, monkeypatch):
+    """The store answers no more after one folder is gone, not even with the size of the rest."""
+    folder = folder_of(store)
+    plan = retention.plan_retention(folder, "tiny", keep=3)
+    remove, size = Location.remove_folder, Location.size
+    removed = []
+
+    def refuse(location, name=""):
+        if removed:
+            raise OSError(5, "Input/output error")
+        removed.append(name)
+        remove(location, name)
+
+    def fail(location):
+        if removed:
+            raise OSError(5, "Input/output error")
+        return size(location)
+
+    monkeypatch.setattr(Location, "remove_folder", refuse)
+    monkeypatch.setattr(Location, "size", fail)
+    actions = {one.url: one for one in retention.apply_retention(plan, "tiny")}
+    assert len(actions) == len(plan)
+    item = actions[store[3].url]
+    assert (item.action, item.size) == (PARTLY, 0)
+    assert "Input/output error" in item.reason

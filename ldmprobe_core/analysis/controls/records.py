@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from ldmprobe_core.probing.inference.bootstrap import Interval
 from ldmprobe_core.study.probe_kinds import PROBE_KINDS
 
 LARGEST_P = 0.05
 """Largest p value at which a probe counts as above a control."""
+
+
+def _with_main_splits(counts: dict[str, int]) -> dict[str, int]:
+    """Return numbers of samples by split; `ValueError` without those that sentences give."""
+    if missing := {"train", "test"} - counts.keys():
+        raise ValueError(f"no number of samples of the split {', '.join(sorted(missing))}")
+    return counts
+
+
+SplitCounts = Annotated[dict[str, int], AfterValidator(_with_main_splits)]
+"""Numbers of samples by split, of which training and test samples are always given."""
 
 
 class Record(BaseModel):
@@ -61,7 +74,7 @@ class ControlRecord(Record):
     p: float | None = None
     partial: Interval | None = None
     undefined: int = 0
-    samples: dict[str, int] | None = None
+    samples: SplitCounts | None = None
 
     @property
     def compared(self) -> bool:
@@ -204,7 +217,7 @@ class VectorRecord(Record):
     less_position: Interval
     inputs: dict[str, VectorScore]
     less_inputs: dict[str, Interval]
-    partial_inputs: dict[str, dict[str, int]] = {}
+    partial_inputs: dict[str, SplitCounts] = {}
     exact: VectorExact | None
 
 
@@ -266,7 +279,7 @@ class ClassMapRecord(Record):
     above_position: Interval
     inputs: dict[str, ClassMapScore]
     above_inputs: dict[str, Interval]
-    partial_inputs: dict[str, dict[str, int]] = {}
+    partial_inputs: dict[str, SplitCounts] = {}
     exact: ClassMapExact | None
 
 
@@ -312,6 +325,6 @@ class NumberRecord(Record):
     p: float | None
     inputs: dict[str, NumberScore]
     above_inputs: dict[str, Interval]
-    partial_inputs: dict[str, dict[str, int]] = {}
+    partial_inputs: dict[str, SplitCounts] = {}
     prompt: Interval | None
     above_prompt: Interval | None

@@ -83,7 +83,9 @@ def write_index(store: str) -> str:
     entries = [read_entry(location, name) for name in names]
     oldest = datetime.min.replace(tzinfo=UTC)
     entries.sort(key=lambda entry: entry.written or oldest, reverse=True)
-    location.write_text("index.html", index_page(location.url, entries, histories))
+    page = index_page(location.url, entries, histories)
+    # The names of folders need not be UTF-8.
+    location.write_bytes("index.html", page.encode(errors="backslashreplace"))
     return f"{location.url}/index.html"
 
 

@@ -13,9 +13,10 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Annotated
 
 import psutil
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from ldmprobe_core.errors import RunError
 from ldmprobe_core.storage.filesystem import Location
@@ -41,7 +42,7 @@ class Holder:
     key: str
     description: str
     host: str
-    pid: int
+    pid: Annotated[int, Field(ge=0)]
     started_at: float
     heartbeat: int = 0
 
@@ -121,6 +122,17 @@ def read_holder_or_none(location: Location, number: int) -> Holder | None:
         return read_holder(location, number)
     except UnreadableLeaseError:
         return None
+
+
+def last_holder(url: str) -> Holder | None:
+    """Read the holder of a run's newest lease, alive or not; None if no lease can be read.
+
+    Raises:
+        UnreadableLeaseError: this user cannot list the folder of the lease.
+    """
+    location = Location(f"{url.rstrip('/')}.lease")
+    number = max(lease_numbers(location), default=0)
+    return read_holder_or_none(location, number) if number else None
 
 
 def this_host() -> str:

@@ -157,11 +157,26 @@ def apply_retention(plan: list[Retention], study: str) -> list[Retention]:
             # After an error, only this run is skipped, and the loop goes on with the next run.  The
             # next call of `apply_retention` tries again to delete from the skipped run.
             reason = str(error).partition(". Fix")[0]
-            if begun and (freed := before - Location(item.url).size()):
-                done.append(Retention(item.url, PARTLY, freed, reason))
+            if begun and (part := _deleted_part(item.url, before, reason)):
+                done.append(part)
                 continue
         done.append(Retention(item.url, SKIP, reason=reason) if reason else item)
     return done
+
+
+def _deleted_part(url: str, before: int, reason: str) -> Retention | None:
+    """Return what was done with a run whose deletion failed; None if it has all its bytes.
+
+    Args:
+        before: size of the run in bytes before the deletion.
+        reason: why the deletion failed.
+    """
+    try:
+        freed = before - Location(url).size()
+    except (LdmprobeError, OSError):
+        # The store does not answer any more.  How much is gone is not known, but some may be.
+        return Retention(url, PARTLY, reason=reason)
+    return Retention(url, PARTLY, freed, reason) if freed else None
 
 
 def _delete(item: Retention, present: list[str]) -> None:

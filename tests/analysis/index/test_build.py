@@ -34,6 +34,7 @@ def store(finished_run, tmp_path_factory):
     (store / "no run").mkdir()
     shutil.copytree(store / "half", store / "old run ")  # names that are no addresses of runs
     shutil.copytree(store / "half", store / "two\nlines")
+    shutil.copytree(store / "half", store / os.fsdecode(b"caf\xe9"))  # Latin-1
     os.utime(store / "first/summary.json", (1e9, 1e9))  # 2001-09-09 01:46:40 UTC
     write_index(str(store))
     return store
@@ -81,6 +82,9 @@ def test_index_states_progress_dates_and_damage(store):
     assert "unreadable: " in text
     assert "study.json is truncated or not JSON" in text
     assert "the address begins or ends with a space" in text
+    assert "the address has unprintable characters" in text
+    assert "the address is not UTF-8" in text
+    assert r"<td>caf\udce9</td>" in text
     assert "no run" not in re.findall(r"<td>([^<]*)</td>", text)
     rows = re.findall(r'data-run="\d+" aria-label="(.*?) side by side"', text)
     assert rows == ["second run", "first"]  # newest first

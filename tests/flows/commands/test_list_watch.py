@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -14,7 +15,10 @@ from typer.testing import CliRunner
 from flows import cli
 from flows.commands import list_watch
 from ldmprobe_core.pipeline.prepare import prepare_run
+from ldmprobe_core.storage import lease as leases
+from ldmprobe_core.storage.filesystem import Location
 from ldmprobe_core.storage.lease import hold_lease, holder_of
+from ldmprobe_core.storage.lifecycle.lease_files import Holder, lease_text
 
 
 def lines_of(*words):
@@ -73,7 +77,7 @@ def test_list_of_a_store_without_runs_says_so(tmp_path):
 def test_watch_follows_a_run_until_no_process_works_on_it(started, monkeypatch):
     shown, looks = [], iter([True, True, False])
     monkeypatch.setattr(list_watch, "LOOK_EVERY_S", 0.0)
-    monkeypatch.setattr(list_watch, "is_held", lambda run: next(looks))
+    monkeypatch.setattr(list_watch, "is_held", lambda run, patient: next(looks))
     monkeypatch.setattr(list_watch, "refresh", lambda activity, **values: shown.append(values))
     result = CliRunner().invoke(cli.app, ["watch", started.url])
     assert result.exit_code == 0
@@ -84,6 +88,31 @@ def test_watch_follows_a_run_until_no_process_works_on_it(started, monkeypatch):
     text = " ".join(result.output.split())
     assert text.startswith(f"{started.url}: generate 1/{total}, label 0/{total}, probe 0/")
     assert f"no process works on it; generate 1/{total}, label 0/{total}, probe 0/" in text
+
+
+@pytest.mark.parametrize("hours", [-2, 2])
+def test_watch_waits_for_a_holder_whose_clock_differs(started, tmp_path, monkeypatch, hours):
+    """A process on another machine works on the run; by the clocks, its lease is old or to come."""
+    location = Location(f"{started.url}.lease")
+    holder = Holder("key", "flow run 1", "another machine", 1, 0.0)
+    location.write_text("000001", lease_text(holder))
+    path, beats = f"{started.url}.lease/000001", []
+    now = time.time() + 3600 * hours
+    os.utime(path, (now, now))
+
+    def beat(_):
+        beats.append(1)
+        if len(beats) < 4:
+            os.utime(path, (now + len(beats),) * 2)
+        else:
+            location.remove("000001")
+
+    monkeypatch.setattr(leases, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=beat))
+    monkeypatch.setattr(list_watch, "LOOK_EVERY_S", 0.0)
+    assert "stopped" in CliRunner().invoke(cli.app, ["list", str(tmp_path / "runs")]).output
+    assert not beats  # `list` does not wait
+    assert "no process works on it" in CliRunner().invoke(cli.app, ["watch", started.url]).output
+    assert len(beats) == 4
 
 
 def test_watch_refuses_a_folder_without_a_run(tmp_path):
